@@ -1,0 +1,34 @@
+# make demo | make test [PYTEST_ARGS="-k storm"] | make lint | make clean
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint clean
+# Two pips in one environment would disturb each other.
+.NOTPARALLEL:
+
+demo: $(VENV)/demo.stamp
+	@$(VENV)/bin/python -m demo
+
+test: $(VENV)/test.stamp
+	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/%.stamp: pyproject.toml | $(VENV)/made.stamp
+	@echo "installing gpools[$*] into $(VENV) (a minute or so, once)"
+	@$(PIP) install --quiet --editable '.[$*]'
+	@touch $@
+
+# --clear: a venv that was interrupted, or made where ensurepip was missing,
+# has a python but no pip, and would otherwise stay broken.
+$(VENV)/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "gpools needs Python 3.10 or newer; say make PYTHON=python3.12 or the like")'
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
