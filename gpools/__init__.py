@@ -1,0 +1,35 @@
+"""Connection pools for gevent that stay sound when greenlets are killed and timed out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpools.connection import ConnectionPool
+from gpools.errors import HubWouldBlock, NotInUse, PoolClosed, PoolError, PoolFull, PoolTimeout
+from gpools.pool import Pool, TokenPool
+
+if TYPE_CHECKING:
+    from gpools.adapters import HttpPool, RedisPool
+
+__all__ = [
+    "ConnectionPool",
+    "HttpPool",
+    "HubWouldBlock",
+    "NotInUse",
+    "Pool",
+    "PoolClosed",
+    "PoolError",
+    "PoolFull",
+    "PoolTimeout",
+    "RedisPool",
+    "TokenPool",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Adapters load their client library, so they load on first use.
+    if name in ("HttpPool", "RedisPool"):
+        from gpools import adapters
+
+        return getattr(adapters, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,33 @@
+"""What the pools raise; each error is also one that callers already catch."""
+
+from __future__ import annotations
+
+import queue
+
+from gevent.exceptions import BlockingSwitchOutError
+
+__all__ = ["HubWouldBlock", "NotInUse", "PoolClosed", "PoolError", "PoolFull", "PoolTimeout"]
+
+
+class PoolError(Exception):
+    """The base of all errors of this package."""
+
+
+class PoolTimeout(PoolError, TimeoutError):
+    """No item could be had within the timeout; the message tells who holds them."""
+
+
+class PoolClosed(PoolError):
+    """The pool has been closed, or was closed while the caller stood in line."""
+
+
+class PoolFull(PoolError, queue.Full):
+    """As many callers as `max_waiting` allows stand in line already."""
+
+
+class NotInUse(PoolError, ValueError):
+    """An item was put or discarded that this pool has not handed out, or has back already."""
+
+
+class HubWouldBlock(PoolError, BlockingSwitchOutError):
+    """The hub's own greenlet asked for an item and would have had to wait for it."""

@@ -1,0 +1,344 @@
+"""`Pool` and `TokenPool`, as `eventlet.pools` documents them, on gevent's hub.
+
+A plain `Pool` knows `create` and nothing else: it never inspects, wraps or
+closes an item, and **it puts an item back after every exception**, a Timeout
+or a kill in the middle of a request included.  For anything with a socket in
+it take `gpools.ConnectionPool`.
+
+The invariants stand in `gpools._line`.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from enum import Enum
+from numbers import Real
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar, cast
+
+from gevent import Timeout
+
+from gpools._line import NOTHING, SLOT, Line
+from gpools.errors import PoolTimeout
+
+__all__ = ["Pool", "Token", "TokenPool"]
+
+T = TypeVar("T")
+
+
+class Missing(Enum):
+    """Stands for what was not given, where None means something."""
+
+    MISSING = "not given"
+
+
+MISSING: Final = Missing.MISSING
+
+
+class _Item(AbstractContextManager[T]):
+    """One ``with pool.item()`` block; serves once."""
+
+    __slots__ = ("_item", "_pool", "_timeout")
+
+    def __init__(self, pool: Pool[T], timeout: float | Missing | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._item: T | Missing | None = MISSING  # None once entered
+
+    def __enter__(self) -> T:
+        if self._item is not MISSING:
+            raise RuntimeError("an item() serves one with block; call pool.item() for each")
+        self._item = None  # no second entry, not even while this one waits
+        if self._timeout is MISSING:
+            item = self._pool.get()
+        else:
+            item = self._pool.get(timeout=self._timeout)
+        self._item = item
+        return item
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        item, self._item = self._item, None
+        self._pool.put(cast("T", item))
+
+
+class _Channel(Generic[T]):
+    """What code written for eventlet uses of ``pool.channel``.
+
+    Nothing is ever kept in it: a get stands in the pool's own line.
+    """
+
+    def __init__(self, pool: Pool[T]) -> None:
+        self._pool = pool
+        self.queue: deque[T] = deque()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Wait for an item as `Pool.get` does; raises `queue.Empty` where that times out."""
+        if not block:
+            raise queue.Empty
+        try:
+            return self._pool._within(timeout, self._pool._wait)
+        except PoolTimeout:
+            raise queue.Empty from None
+
+    def getting(self) -> int:
+        """Tell how many greenlets wait."""
+        return self._pool.waiting()
+
+    def putting(self) -> int:
+        """Tell how many greenlets wait to put: none ever does."""
+        return 0
+
+
+class _ChannelOfPool:
+    # Made at each access: one kept by the pool would close a reference cycle.
+    # Not a property, so that a subclass may set a channel of its own.
+    def __get__(self, pool: Pool[T], owner: type[Pool[T]]) -> _Channel[T]:
+        return _Channel(pool)
+
+
+class Pool(Generic[T]):
+    """A pool of up to *max_size* items of any kind, made on demand.
+
+    Give *create*, a callable without arguments, or define `create` in a
+    subclass::
+
+        pool = Pool(max_size=10, create=lambda: Client("db1", timeout=5))
+        with pool.item() as client:
+            client.query()
+
+    *min_size* items are made by the constructor.  Items go out in the order in
+    which they came back, with *order_as_stack* the last one first.  *name* is
+    for the reader of `repr` and of errors.
+
+    Public and writable, as in eventlet: ``free_items``, a deque whose left end
+    goes out next, ``current_size``, the items that exist, and ``max_size``.
+    Setting one lets in whoever now fits.
+
+    Raises TypeError for sizes that are no numbers, and whatever `create`
+    raises.  May switch if `create` does.
+    """
+
+    name: str | None = None
+    min_size: int = 0
+    order_as_stack: bool = False
+
+    channel = _ChannelOfPool()
+
+    _line: Line[T]  # all else that changes
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Pool[T]:
+        # Here, not in __init__, because subclasses use their pool before they
+        # call __init__, and in a __del__ after it failed.
+        pool = super().__new__(cls)
+        pool._line = Line(4)
+        return pool
+
+    def __init__(
+        self,
+        min_size: int = 0,
+        max_size: int = 4,
+        order_as_stack: bool = False,
+        create: Callable[[], T] | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        _require_number("min_size", min_size)
+        _require_number("max_size", max_size)
+        if create is not None and not callable(create):
+            raise TypeError(f"create must be callable without arguments, not {create!r}")
+        self.min_size = min_size
+        self.order_as_stack = order_as_stack
+        if name is not None:
+            self.name = name
+        if create is not None:
+            self.create = create  # type: ignore[method-assign]
+        line = self._line
+        line.limit = max_size
+        line.size = 0
+        line.idle = deque()
+        for _ in range(min_size):
+            line.size += 1
+            line.idle.append(self._make())
+
+    def create(self) -> T:
+        """Make one item; to be defined by a subclass or given as *create*.
+
+        Called without arguments when an item is wanted and none is idle.  It
+        may switch.  What it raises, a Timeout or a kill included, frees the
+        slot and reaches the caller of `get`.
+        """
+        raise NotImplementedError("give create=, or define create() in a subclass")
+
+    def get(self, *, timeout: float | None = None) -> T:
+        """Take an item, making one or waiting in line if none is idle.
+
+        Callers are served in the order they came; a put never lets anyone
+        overtake.  *timeout*, in seconds, covers waiting and creating together;
+        with None, wait for ever.
+
+        Every get needs its `put`; `item` does both.
+
+        Raises `PoolTimeout`, `HubWouldBlock`, or whatever `create` raised.
+        May switch, unless an item is idle and nobody is in line.
+        """
+        line = self._line
+        if line.idle and not line.waiters:
+            return line.idle.popleft()
+        return self._within(timeout, self._get)
+
+    def put(self, item: T) -> None:
+        """Give *item* back; the first in line gets it.
+
+        While ``current_size`` is above ``max_size`` the item is dropped and
+        ``current_size`` falls by one.  Never switches.
+        """
+        line = self._line
+        if line.size > line.limit:
+            line.vacate()
+            return
+        if self.order_as_stack:
+            line.idle.appendleft(item)
+        else:
+            line.idle.append(item)
+        if line.waiters:
+            line.wake()
+
+    def item(self, *, timeout: float | None = None) -> AbstractContextManager[T]:
+        """Take an item for the length of a ``with`` block.
+
+        It goes back by `put` **whatever happens in the block**: a plain pool
+        cannot know whether a Timeout or a kill left it in the middle of
+        something.  `ConnectionPool` does.  *timeout* as in `get`.
+        """
+        return _Item(self, MISSING if timeout is None else timeout)
+
+    def resize(self, new_size: int) -> None:
+        """Set ``max_size``; whoever now fits is let in.
+
+        Items beyond a smaller size are dropped as they are put back, one each.
+        Never switches.
+        """
+        self.max_size = new_size
+
+    def free(self) -> int:
+        """Tell how many gets would succeed without waiting; negative after a shrink."""
+        line = self._line
+        return len(line.idle) + line.limit - line.size
+
+    def waiting(self) -> int:
+        """Tell how many greenlets stand in line."""
+        return len(self._line.waiters)
+
+    @property
+    def free_items(self) -> deque[T]:
+        """The idle items; the left end goes out next."""
+        # Whoever reads it may be about to append to it by hand.
+        self._line.look()
+        return self._line.idle
+
+    @free_items.setter
+    def free_items(self, items: deque[T]) -> None:
+        self._line.idle = items
+        self._line.wake()
+
+    @property
+    def current_size(self) -> int:
+        """The items that exist, idle or in use, and those being made."""
+        return self._line.size
+
+    @current_size.setter
+    def current_size(self, size: int) -> None:
+        self._line.size = size
+        self._line.wake()
+
+    @property
+    def max_size(self) -> int:
+        """The most items that may exist."""
+        return self._line.limit
+
+    @max_size.setter
+    def max_size(self, new_size: int) -> None:
+        _require_number("max_size", new_size)
+        self._line.limit = new_size
+        self._line.wake()
+
+    def __repr__(self) -> str:
+        line = self._line
+        name = "" if self.name is None else f" {self.name!r}"
+        idle = len(line.idle)
+        return (
+            f"<{type(self).__name__}{name} {idle} idle, {line.size - idle} in use, "
+            f"{len(line.waiters)} waiting, max {line.limit}>"
+        )
+
+    def _get(self) -> T:
+        granted = self._line.take()
+        if granted is NOTHING:
+            return self._wait()
+        return self._make() if granted is SLOT else granted
+
+    def _wait(self) -> T:
+        granted = self._line.wait()
+        return self._make() if granted is SLOT else granted
+
+    def _make(self) -> T:
+        """Fill a slot that is already taken; may switch."""
+        try:
+            return self.create()
+        except BaseException:
+            # Whatever ended it, a kill included, the slot must not end with it.
+            self._line.vacate()
+            raise
+
+    def _within(self, timeout: float | None, act: Callable[[], T]) -> T:
+        if timeout is None:
+            return act()
+        timer = Timeout.start_new(max(timeout, 0))
+        try:
+            return act()
+        except Timeout as fired:
+            if fired is not timer:
+                raise
+            raise PoolTimeout(self._diagnosis(timeout)) from None
+        finally:
+            timer.close()
+
+    def _diagnosis(self, timeout: float) -> str:
+        line = self._line
+        return (
+            f"no item came free within {timeout} s ({line.size - len(line.idle)} of {line.limit} "
+            f"in use, {len(line.waiters)} still waiting); raise max_size, "
+            "or hold items for less time"
+        )
+
+
+class Token:
+    """The right to use one unit of something limited; nothing but an identity."""
+
+
+class TokenPool(Pool[Token]):
+    """A pool of tokens: a limit on how many greenlets do something at once.
+
+    ::
+
+        uploads = TokenPool(max_size=5)
+        with uploads.item():
+            upload()
+    """
+
+    def create(self) -> Token:
+        """Make a token, distinct from all others."""
+        return Token()
+
+
+def _require_number(name: str, value: object) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
