@@ -367,10 +367,19 @@ class ConnectionPool(Pool[T]):
             self._vacate()
             raise
         entry = book.items[id(item)] = Entry(item)
+        try:
+            self._adopt(item)
+        except BaseException:
+            # Made, but interrupted or refused before anybody had it.
+            self._let_go(entry)
+            raise
         if line.refusal is not None:  # closed while create() ran
             self._let_go(entry)
             raise line.refusal()
         return entry
+
+    def _adopt(self, item: T) -> None:
+        """For adapters: see to an item fresh from `create`, whoever wrote that; may switch."""
 
     def _due(self, entry: Entry[T]) -> bool:
         after = self._book.check_after
@@ -468,7 +477,7 @@ class ConnectionPool(Pool[T]):
             return False
 
     def _diagnosis(self, timeout: float) -> str:
-        line, book = self._line, self._book
+        line = self._line
         holds = self.holders()
         between = line.size - len(line.idle) - len(holds)
         others = f", {between} being made, checked or destroyed" if between else ""

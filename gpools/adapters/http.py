@@ -1,0 +1,248 @@
+"""`HttpPool`: httplib2 clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import httplib2
+
+from gpools.adapters._probe import quiet
+from gpools.connection import ConnectionPool
+
+__all__ = ["HttpPool"]
+
+
+class HttpPool(ConnectionPool[httplib2.Http]):
+    """A pool of `httplib2.Http`, which can stand where one `Http` is expected.
+
+    ::
+
+        pool = HttpPool(max_size=10, timeout=5)
+        response, body = pool.request("http://127.0.0.1:8080/")
+
+    *timeout* is that of `httplib2.Http`, in seconds, for connecting and for
+    each read; *get_timeout* is the pool's own, the *timeout* of
+    `ConnectionPool`.  What else `httplib2.Http` takes (*cache*, *proxy_info*,
+    *ca_certs*, *disable_ssl_certificate_validation* ...) is passed on.
+
+    Each client keeps one connection per host open.  One that was interrupted
+    in the middle of a request, by a Timeout or a kill, is let go with its
+    connections; one that comes back with its settings or credentials changed
+    gets its own back.  To set them for all, set them on the pool, or make the
+    clients yourself, with *create* or in a subclass.
+    """
+
+    _http: _Clients  # what a client is made like
+
+    def __init__(
+        self,
+        min_size: int = 0,
+        max_size: int = 4,
+        order_as_stack: bool = False,
+        create: Callable[[], httplib2.Http] | None = None,
+        *,
+        timeout: float | None = 30.0,
+        get_timeout: float | None = None,
+        name: str | None = None,
+        max_waiting: int | None = None,
+        check_after: float | None = 0.0,
+        destroy_timeout: float = 5.0,
+        **http_options: Any,
+    ) -> None:
+        self._http = _Clients({"timeout": timeout, **http_options})
+        super().__init__(
+            min_size,
+            max_size,
+            order_as_stack,
+            create,
+            name=name,
+            timeout=get_timeout,
+            max_waiting=max_waiting,
+            check_after=check_after,
+            destroy_timeout=destroy_timeout,
+        )
+
+    def request(
+        self,
+        uri: str,
+        method: str = "GET",
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        redirections: int = httplib2.DEFAULT_MAX_REDIRECTS,
+        connection_type: type[HTTPConnection] | None = None,
+    ) -> tuple[httplib2.Response, bytes]:
+        """Make one request with a client of the pool; `httplib2.Http.request` in all else.
+
+        Raises what that raises, and what `get` raises.  Switches.
+        """
+        with self.item() as http:
+            answer: tuple[httplib2.Response, bytes]
+            answer = http.request(uri, method, body, headers, redirections, connection_type)
+            return answer
+
+    def create(self) -> httplib2.Http:
+        """Make a client with the settings of the pool; it connects when it is used."""
+        return self._http.make()
+
+    def check(self, item: httplib2.Http) -> bool:
+        """Drop the connections that the server has closed or sent stray bytes on."""
+        for connection in item.connections.values():
+            if connection.sock is not None and not quiet(connection.sock):
+                connection.close()
+        return self._http.current(item)
+
+    def reset(self, item: httplib2.Http) -> None:
+        """Drop connections in the middle of something; take back changed settings."""
+        for connection in item.connections.values():
+            if not _between_requests(connection):
+                connection.close()
+        self._http.restore(item)
+
+    def destroy(self, item: httplib2.Http) -> None:
+        """Close the connections of *item*.
+
+        Not by its own close(), which would wipe credentials and certificates
+        that whoever made the client may have given to others too.
+        """
+        connections, item.connections = item.connections, {}
+        for connection in connections.values():
+            connection.close()
+
+    def fit_after(self, item: httplib2.Http, error: Exception) -> bool:
+        """Say no after errors of the network or of HTTP, yes after the program's own."""
+        return not isinstance(error, (OSError, HTTPException, httplib2.HttpLib2Error))
+
+    def _adopt(self, item: httplib2.Http) -> None:
+        self._http.remember(item)
+
+    # What an Http is asked for beside request().  Each applies to the clients
+    # made from now on; those made before are let go when they come by.
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds to connect, and for each read."""
+        timeout: float | None = self._http.model.timeout
+        return timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        self._http.change(timeout=seconds)
+
+    @property
+    def follow_redirects(self) -> bool:
+        """Whether clients follow redirects of safe methods."""
+        follow: bool = self._http.model.follow_redirects
+        return follow
+
+    @follow_redirects.setter
+    def follow_redirects(self, follow: bool) -> None:
+        self._http.change(follow_redirects=follow)
+
+    @property
+    def redirect_codes(self) -> frozenset[int]:
+        """The status codes taken for redirects."""
+        codes: frozenset[int] = self._http.model.redirect_codes
+        return codes
+
+    @redirect_codes.setter
+    def redirect_codes(self, codes: frozenset[int]) -> None:
+        self._http.change(redirect_codes=codes)
+
+    def add_credentials(self, name: str, password: str, domain: str = "") -> None:
+        """Add a user name and password for *domain*, or for all hosts."""
+        self._http.model.add_credentials(name, password, domain)
+        self._http.change()
+
+    def add_certificate(
+        self, key: str, cert: str, domain: str, password: str | None = None
+    ) -> None:
+        """Add a client certificate for *domain*."""
+        self._http.model.add_certificate(key, cert, domain, password)
+        self._http.change()
+
+    def clear_credentials(self) -> None:
+        """Forget all user names and passwords."""
+        self._http.model.clear_credentials()
+        self._http.change()
+
+
+class _Settings:
+    """What makes an `Http` answer as it does, but for its connections."""
+
+    attributes: dict[str, Any]
+
+    def __init__(self, http: httplib2.Http) -> None:
+        self.attributes = {
+            name: copy(value) if isinstance(value, (list, dict, set)) else value
+            for name, value in vars(http).items()
+            if name not in ("connections", "authorizations")
+        }
+        self.credentials = list(http.credentials.credentials)
+        self.certificates = list(http.certificates.credentials)
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other)
+
+    def apply(self, http: httplib2.Http) -> None:
+        own = self.attributes["credentials"], self.attributes["certificates"]
+        for name in vars(http).keys() - self.attributes.keys() - {"connections", "authorizations"}:
+            delattr(http, name)
+        for name, value in self.attributes.items():
+            setattr(http, name, copy(value) if isinstance(value, (list, dict, set)) else value)
+        http.credentials, http.certificates = own
+        http.credentials.credentials = list(self.credentials)
+        http.certificates.credentials = list(self.certificates)
+
+
+class _Clients:
+    """How to make clients, and what each was like when it was made."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.model = httplib2.Http(**options)  # never connects
+        self.version = 0
+        self.made: WeakKeyDictionary[httplib2.Http, tuple[int, _Settings]] = WeakKeyDictionary()
+
+    def make(self) -> httplib2.Http:
+        http = httplib2.Http(**self.options)
+        own = http.credentials, http.certificates
+        settings = _Settings(self.model)
+        settings.attributes["credentials"], settings.attributes["certificates"] = own
+        settings.apply(http)
+        return http
+
+    def change(self, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            setattr(self.model, name, value)
+        self.version += 1
+
+    def remember(self, http: httplib2.Http) -> None:
+        self.made[http] = self.version, _Settings(http)
+
+    def current(self, http: httplib2.Http) -> bool:
+        return self.made[http][0] == self.version
+
+    def restore(self, http: httplib2.Http) -> None:
+        """Give a client back the settings it was made with; raise if the pool's are others now."""
+        version, settings = self.made[http]
+        if version != self.version:
+            raise ValueError("the settings of the pool have changed since this client was made")
+        if _Settings(http) != settings:
+            settings.apply(http)
+        # Those learnt from credentials that were taken away again, too.
+        own = {credentials[1:] for credentials in settings.credentials}
+        http.authorizations = [a for a in http.authorizations if a.credentials in own]
+
+
+def _between_requests(connection: HTTPConnection) -> bool:
+    """Tell whether a connection is closed, or has answered all it was asked and is still open."""
+    if connection.sock is None:
+        return True
+    # http.client knows, but keeps it to itself.
+    response = getattr(connection, "_HTTPConnection__response", None)
+    state = getattr(connection, "_HTTPConnection__state", None)
+    return state == "Idle" and (response is None or response.isclosed()) and quiet(connection.sock)

@@ -1,0 +1,323 @@
+"""`RedisPool`: redis-py clients, each on one connection of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from gpools.connection import ConnectionPool
+from gpools.errors import PoolError
+
+__all__ = ["RedisPool"]
+
+try:
+    from redis.maint_notifications import MaintNotificationsConfig
+except ImportError:  # redis-py before 6.4
+    _NO_NOTICES = None
+else:
+    # A notice that nobody asked for would look like a stray reply.
+    _NO_NOTICES = MaintNotificationsConfig(enabled=False)
+
+# Commands that leave something behind on the connection, and those that undo it.
+_LEAVES = frozenset(
+    """AUTH HELLO SELECT READONLY READWRITE ASKING MONITOR RESET QUIT SYNC PSYNC REPLCONF
+    SUBSCRIBE PSUBSCRIBE SSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE SUNSUBSCRIBE""".split()  # noqa: SIM905
+)
+_CLIENT_READS = frozenset(
+    "LIST INFO ID GETNAME GETREDIR KILL PAUSE UNPAUSE UNBLOCK HELP".split()  # noqa: SIM905
+)
+
+
+class RedisPool(ConnectionPool["redis.Redis"]):
+    """A pool of `redis.Redis` clients, each on exactly one connection of its own.
+
+    ::
+
+        pool = RedisPool("redis://127.0.0.1:6379/0", max_size=10, socket_timeout=5)
+        with pool.item() as client:
+            client.incr("visits")
+
+    Give a *url* or the keyword arguments of `redis.Redis`; with a *url* they
+    are added to it.  The other parameters are those of `ConnectionPool`.
+
+    A client is connected when it is made.  A pipeline that watches, a pubsub or
+    a monitor takes its one connection, as long as it lasts; take a second item
+    for a second connection.  What a block leaves behind on the connection
+    (SELECT, MULTI, WATCH, SUBSCRIBE, CLIENT SETNAME ...) never reaches the next
+    user: such a connection is closed.
+
+    No command is sent twice unless you ask for that, with *retry*,
+    *retry_on_error* or *retry_on_timeout*.
+
+    Raises ValueError and TypeError for what redis-py would not take.
+    """
+
+    _redis: _Clients
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        min_size: int = 0,
+        max_size: int = 4,
+        order_as_stack: bool = False,
+        create: Callable[[], redis.Redis] | None = None,
+        name: str | None = None,
+        timeout: float | None = None,
+        max_waiting: int | None = None,
+        check_after: float | None = 0.0,
+        destroy_timeout: float = 5.0,
+        **redis_options: Any,
+    ) -> None:
+        self._redis = _Clients(url, redis_options)
+        super().__init__(
+            min_size,
+            max_size,
+            order_as_stack,
+            create,
+            name=name,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            check_after=check_after,
+            destroy_timeout=destroy_timeout,
+        )
+
+    def create(self) -> redis.Redis:
+        """Make a client; the pool connects it."""
+        return redis.Redis(connection_pool=self._redis.connection_pool())
+
+    def check(self, item: redis.Redis) -> bool:
+        """Tell whether the server has neither hung up nor sent anything; never switches."""
+        connection = _only(item).connection
+        return connection.open and not connection.can_read(timeout=0)
+
+    def reset(self, item: redis.Redis) -> None:
+        """Refuse a client whose connection is not as it was; never switches."""
+        _only(item).refuse_if_used_up()
+
+    def destroy(self, item: redis.Redis) -> None:
+        """Close the connection for good, whoever still has a pipeline or pubsub on it."""
+        pool = item.connection_pool
+        if isinstance(pool, OneConnection):
+            pool.retire()
+        else:
+            pool.disconnect()
+
+    def fit_after(self, item: redis.Redis, error: Exception) -> bool:
+        """Say no after errors of the network, the protocol or a replica, else yes."""
+        return not isinstance(
+            error,
+            (
+                OSError,
+                redis.ConnectionError,
+                redis.TimeoutError,
+                redis.InvalidResponse,
+                redis.exceptions.ReadOnlyError,
+            ),
+        )
+
+    def _adopt(self, item: redis.Redis) -> None:
+        if not isinstance(item.connection_pool, OneConnection):
+            if item.connection is not None:
+                raise PoolError("create() returned a client with single_connection_client set")
+            item.connection_pool = OneConnection.like(item.connection_pool)
+            item.auto_close_connection_pool = False
+        _only(item).connection.connect()
+
+
+class _Clients:
+    """How to make clients."""
+
+    def __init__(self, url: str | None, options: dict[str, Any]) -> None:
+        for taken in ("single_connection_client", "connection_pool", "max_connections"):
+            if taken in options:
+                raise TypeError(
+                    f"{taken} cannot be given: each client has one connection of its own"
+                )
+        if _NO_NOTICES is not None:
+            options.setdefault("maint_notifications_config", _NO_NOTICES)
+        if not options.keys() & {"retry", "retry_on_error", "retry_on_timeout"}:
+            options["retry"] = Retry(NoBackoff(), 0)
+        if url is None:
+            self.model = redis.Redis(**options).connection_pool
+        else:
+            self.model = redis.ConnectionPool.from_url(url, **options)
+        self.connection_pool()  # for its complaints; it does not connect
+
+    def connection_pool(self) -> OneConnection:
+        return OneConnection.like(self.model)
+
+
+class OneConnection(redis.ConnectionPool):
+    """The connection pool of a pooled client: its one connection, taken or not."""
+
+    @classmethod
+    def like(cls, model: redis.ConnectionPool) -> OneConnection:
+        """Make one with the settings of another pool."""
+        if getattr(model, "cache", None) is not None:
+            raise TypeError("client-side caching is not supported: each client would have its own")
+        kwargs = dict(model.connection_kwargs)
+        if _NO_NOTICES is not None:
+            kwargs.pop("maint_notifications_pool_handler", None)  # it acts on the model
+            asked = kwargs.get("maint_notifications_config")
+            if asked is None or asked.enabled == "auto":
+                kwargs["maint_notifications_config"] = _NO_NOTICES
+        return cls(connection_class=_tracked(model.connection_class), max_connections=1, **kwargs)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.connection: Any = self.make_connection()  # a _Tracked
+        self.taken = False
+
+    def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        """Take the connection, connected; refuse while somebody has it."""
+        if self.taken:
+            raise redis.exceptions.MaxConnectionsError(
+                "a pooled client has one connection, and a watching pipeline, a pubsub or a "
+                "monitor has it; take another item for more"
+            )
+        self.taken = True
+        try:
+            if not self.connection.open:
+                self.connection.connect()
+        except BaseException:
+            # Not connected, or killed while connecting: nobody has it.
+            self.taken = False
+            raise
+        return self.connection
+
+    def release(self, connection: Any) -> None:
+        """Take the connection back."""
+        if connection is self.connection:
+            self.taken = False
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the connection; the client would open it again."""
+        self.connection.disconnect()
+
+    def retire(self) -> None:
+        """Close the connection; nobody can open it again."""
+        self.connection.retired = True
+        self.connection.disconnect()
+
+    def refuse_if_used_up(self) -> None:
+        """Raise `PoolError` unless the connection is as it was when it was made."""
+        if self.taken:
+            raise PoolError("a pipeline, a pubsub or a monitor still has the connection")
+        if self.connection.owed:
+            raise PoolError(f"{self.connection.owed} replies were not read")
+        if self.connection.left:
+            raise PoolError(f"{', '.join(sorted(self.connection.left))} left its mark")
+
+
+def _only(client: redis.Redis) -> OneConnection:
+    pool = client.connection_pool
+    if not isinstance(pool, OneConnection):
+        raise PoolError("somebody gave a pooled client another connection pool")
+    return pool
+
+
+class _Tracked:
+    """Mixed into redis-py's connections: knows what its user left behind on it."""
+
+    retired = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.owed = 0  # replies that nobody has read yet
+        self.left: set[str] = set()  # commands whose effect is still there
+        self._shaking_hands = False  # what is sent now is no user's
+        super().__init__(*args, **kwargs)
+
+    @property
+    def open(self) -> bool:
+        return self._sock is not None  # type: ignore[attr-defined]
+
+    def connect(self) -> None:
+        if not self.open:
+            self._shake_hands(super().connect)  # type: ignore[misc]
+
+    def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        if not self.open:
+            self._shake_hands(super().connect_check_health, *args, **kwargs)  # type: ignore[misc]
+
+    def _shake_hands(self, connect: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        outer, self._shaking_hands = self._shaking_hands, True
+        try:
+            connect(*args, **kwargs)
+        except BaseException:
+            # Failed or killed half way; redis-py closes it only after its own errors.
+            self._shaking_hands = outer
+            self.disconnect()
+            raise
+        self._shaking_hands = outer
+
+    def _connect(self) -> Any:
+        if self.retired:
+            raise redis.ConnectionError("the pool has closed this connection for good")
+        return super()._connect()  # type: ignore[misc]
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        if not self._shaking_hands:
+            self.owed = 0
+            self.left.clear()
+        super().disconnect(*args, **kwargs)  # type: ignore[misc]
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        self._note(args)
+        super().send_command(*args, **kwargs)  # type: ignore[misc]
+
+    def pack_commands(self, commands: Iterable[Any]) -> Any:
+        commands = list(commands)
+        packed = super().pack_commands(commands)  # type: ignore[misc]
+        for command in commands:
+            self._note(command)
+        return packed
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            reply = super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except redis.ResponseError:
+            self._read_one()
+            raise
+        self._read_one()
+        return reply
+
+    def _read_one(self) -> None:
+        if not self._shaking_hands:
+            self.owed -= 1
+
+    def _note(self, command: Sequence[Any]) -> None:
+        if self._shaking_hands:
+            return
+        self.owed += 1
+        name = _word(command[0])
+        if name in _LEAVES:
+            self.left.add(name)
+        elif name.startswith("CLIENT"):
+            words = (name.split() + [_word(arg) for arg in command[1:2]])[:2]
+            if words[-1] not in _CLIENT_READS:
+                self.left.add(" ".join(words))
+        elif name in ("MULTI", "WATCH"):
+            self.left.add(name)
+        elif name in ("EXEC", "DISCARD"):
+            self.left -= {"MULTI", "WATCH"}
+        elif name == "UNWATCH":
+            self.left.discard("WATCH")
+
+
+def _word(argument: Any) -> str:
+    if isinstance(argument, bytes):
+        argument = argument.decode("latin-1")
+    return str(argument).upper()
+
+
+@cache
+def _tracked(connection_class: type) -> type:
+    if issubclass(connection_class, _Tracked):
+        return connection_class
+    return type(f"Pooled{connection_class.__name__}", (_Tracked, connection_class), {})
