@@ -328,9 +328,8 @@ class _RedisControl:
 
     def call(self, words):
         encoded = [str(word).encode() for word in words]
-        self.socket.sendall(b"*%d\r\n" % len(encoded))
-        for word in encoded:
-            self.socket.sendall(b"$%d\r\n%s\r\n" % (len(word), word))
+        sizes_and_words = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)
+        self.socket.sendall(b"*%d\r\n%s" % (len(encoded), sizes_and_words))
         return self.reply()
 
     def reply(self):

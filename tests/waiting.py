@@ -1,8 +1,10 @@
 """Waiting in tests: for everything to block, or for a claim to come true."""
 
+import weakref
+
 import gevent
 
-__all__ = ["Watched", "settle", "spawn", "until"]
+__all__ = ["Watched", "settle", "spawn", "until", "watched"]
 
 
 def settle():
@@ -26,15 +28,23 @@ def until(claim, timeout=10.0):
         return result
 
 
+watched = weakref.WeakSet()  # all Watched greenlets that are not garbage
+
+
 class Watched(gevent.Greenlet):
     """A greenlet that knows whether anybody has looked at how it ended.
 
     The hub prints the error of every greenlet, also of one whose error the
     test expects and asserts on.  conftest lets a test pass only if each error
-    printed belongs to a greenlet that was looked at.
+    printed belongs to a greenlet that was looked at, and kills those that the
+    test has left behind.
     """
 
     looked_at = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        watched.add(self)
 
     @property
     def exception(self):
