@@ -4,25 +4,45 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpools._holders import Hold
+from gpools._shed import CoDel
 from gpools.connection import ConnectionPool
-from gpools.errors import HubWouldBlock, NotInUse, PoolClosed, PoolError, PoolFull, PoolTimeout
+from gpools.errors import (
+    HubWouldBlock,
+    NotInUse,
+    PoolClosed,
+    PoolError,
+    PoolFull,
+    PoolShed,
+    PoolTimeout,
+    PoolUnavailable,
+    WrongThread,
+)
 from gpools.pool import Pool, TokenPool
+from gpools.stats import Listener, Stats
 
 if TYPE_CHECKING:
     from gpools.adapters import HttpPool, RedisPool
 
 __all__ = [
+    "CoDel",
     "ConnectionPool",
+    "Hold",
     "HttpPool",
     "HubWouldBlock",
+    "Listener",
     "NotInUse",
     "Pool",
     "PoolClosed",
     "PoolError",
     "PoolFull",
+    "PoolShed",
     "PoolTimeout",
+    "PoolUnavailable",
     "RedisPool",
+    "Stats",
     "TokenPool",
+    "WrongThread",
 ]
 
 

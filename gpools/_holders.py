@@ -6,6 +6,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from os.path import basename
+from traceback import format_stack
 from types import FrameType
 
 from gevent import getcurrent
@@ -29,6 +30,13 @@ class Hold:
 
     def __str__(self) -> str:
         return f"{self.seconds:.1f} s by {greenlet_name(self.greenlet)}{self._where()}"
+
+    def stack(self) -> str:
+        """Return the live stack of the holder, innermost call last, or an empty string."""
+        if self.greenlet is None:
+            return ""
+        frame = sys._getframe() if self.greenlet is getcurrent() else self.greenlet.gr_frame
+        return "".join(format_stack(frame)) if frame is not None else ""
 
     def _where(self) -> str:
         frame = None if self.greenlet is None else _frame(self.greenlet)

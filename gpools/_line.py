@@ -25,13 +25,16 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Generic, Literal, TypeVar
+from itertools import takewhile
+from time import monotonic
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 from greenlet import greenlet
 
-from gpools.errors import HubWouldBlock
+from gpools._shed import CoDel
+from gpools.errors import HubWouldBlock, PoolShed, WrongThread
 
 T = TypeVar("T")
 
@@ -50,26 +53,56 @@ NOTHING: Final = Grant.NOTHING
 class Line(Generic[T]):
     """Idle items, the count of all, and the greenlets that wait for one."""
 
-    __slots__ = ("_hub", "_scheduled", "idle", "limit", "refusal", "size", "waiters")
+    __slots__ = (
+        "_alarm",
+        "_hub",
+        "_oldest",
+        "_scheduled",
+        "errors",
+        "idle",
+        "limit",
+        "maker",
+        "refusal",
+        "shed",
+        "size",
+        "waiters",
+    )
 
     def __init__(self, limit: int) -> None:
         self.idle: deque[T] = deque()  # left end: next to go out
         self.size = 0
         self.limit = limit
-        # In order of arrival.  A waiter that dies leaves from anywhere in the
-        # line at once; a deque would have to be searched for its dead.
-        self.waiters: OrderedDict[greenlet, None] = OrderedDict()
+        # In order of arrival, each with its time.  A waiter that dies leaves
+        # from anywhere in the line at once; a deque would have to be searched.
+        self.waiters: OrderedDict[greenlet, float] = OrderedDict()
         # Once set, all who wait, or come to wait, get this error instead.
         self.refusal: Callable[[], BaseException] | None = None
+        # Makes items for the line where callers do not make their own: told
+        # that somebody waits, it sees to it that a slot is used.
+        self.maker: Callable[[], None] | None = None
+        self.errors: deque[BaseException] = deque()  # the maker's, one for each waiter
+        self.shed: CoDel | None = None
         self._scheduled = False  # `_serve` is on its way
         self._hub: Hub | None = None  # of those who wait
+        self._alarm: Any = None  # with `shed`, a timer while somebody waits
+        self._oldest = 0.0  # when the first in line at the last alarm had come
+
+    def anew(self) -> Line[T]:
+        """Return an empty line with the same settings."""
+        line: Line[T] = Line(self.limit)
+        line.refusal, line.shed = self.refusal, self.shed
+        return line
+
+    def room(self) -> bool:
+        """Tell whether a caller may make an item of its own."""
+        return self.size < self.limit and self.maker is None
 
     def take(self, first: bool = False) -> T | Literal[Grant.SLOT, Grant.NOTHING]:
         """Take what may be had without waiting; *first* goes before the line.  Never switches."""
         if first or not self.waiters:
             if self.idle:
                 return self.idle.popleft()
-            if self.size < self.limit:
+            if self.room():
                 self.size += 1
                 return SLOT
         return NOTHING
@@ -82,11 +115,17 @@ class Line(Generic[T]):
                 "no item is idle and the hub's own greenlet cannot wait for one; "
                 "spawn a greenlet for what needs an item"
             )
+        if self.waiters and hub is not self._hub:
+            raise WrongThread(f"greenlets of {self._hub!r} wait for this pool; {hub!r} cannot")
+        if not self.waiters:
+            self.errors.clear()  # meant for those who waited then
         self._hub = hub
-        self.waiters[me] = None
+        self.waiters[me] = monotonic()
         if first:
             self.waiters.move_to_end(me, last=False)
         self.wake()
+        if self.shed is not None and self._alarm is None:
+            self._set_alarm(self.waiters[me])
         try:
             while True:
                 granted: T | Literal[Grant.SLOT] = hub.switch()
@@ -104,29 +143,82 @@ class Line(Generic[T]):
 
     def wake(self) -> None:
         """Let the first in line in, if something is to be had.  Never switches."""
-        if self.waiters and (self.idle or self.size < self.limit or self.refusal is not None):
-            self.look()
+        if self.waiters:
+            if self.idle or self.room() or self.errors or self.refusal is not None:
+                self.look()
+            elif self.maker is not None:
+                self.maker()
 
     def look(self) -> None:
         """Have the hub look soon whether something is to be had.  Never switches."""
         if self.waiters and not self._scheduled:
             assert self._hub is not None  # set by whoever waits
-            self._hub.loop.run_callback(self._serve)
+            if self._hub is get_hub():
+                self._hub.loop.run_callback(self._serve)
+            else:  # a put from another thread
+                self._hub.loop.run_callback_threadsafe(self._serve)
             self._scheduled = True
+
+    def fail(self, error: BaseException, everybody: bool) -> None:
+        """Give *error* to the first in line, or to *everybody*, unless an item comes first."""
+        self.errors.extend([error] * (len(self.waiters) if everybody else 1))
+        self.wake()
 
     def _serve(self) -> None:
         # One waiter per callback, so that a crowd which takes and puts without
         # ever blocking leaves the loop its turns for sockets and timers.
         self._scheduled = False
         if not self.waiters:
+            self.errors.clear()
             return
+        error = None
         if self.refusal is not None:
-            first, _ = self.waiters.popitem(last=False)
-            self.wake()
-            first.throw(self.refusal())
+            error = self.refusal()
+        elif self.idle or self.room():
+            error = self._shed_first()
+        elif self.errors:
+            error = self.errors.popleft()
+        else:
             return
-        granted = self.take(first=True)
-        if granted is not NOTHING:
-            first, _ = self.waiters.popitem(last=False)
-            self.wake()  # for the next in line; this one may run for long
+        first, _ = self.waiters.popitem(last=False)
+        granted = NOTHING if error is not None else self.take(first=True)
+        self.wake()  # for the next in line; this one may run for long
+        if error is not None:
+            first.throw(error)
+        else:
             first.switch(granted)
+
+    def _shed_first(self) -> BaseException | None:
+        if self.shed is None:
+            return None
+        now = monotonic()
+        waited = now - next(iter(self.waiters.values()))
+        return shed_error(waited) if self.shed.hopeless(now, waited) else None
+
+    def _set_alarm(self, oldest: float) -> None:
+        # Where nothing comes free, nothing else would judge those in line.
+        assert self.shed is not None
+        self._oldest = oldest
+        self._alarm = get_hub().loop.timer(self.shed.interval)
+        self._alarm.start(self._ring)
+
+    def _ring(self) -> None:
+        self._alarm.close()
+        self._alarm = None
+        if not self.waiters or self.shed is None:
+            return
+        now, arrivals = monotonic(), list(self.waiters.values())
+        if arrivals[0] <= self._oldest and self.shed.stalled(now, now - arrivals[0]):
+            latest = now - 2 * self.shed.target
+            for arrived in takewhile(latest.__gt__, arrivals):
+                self.errors.append(shed_error(now - arrived))
+            self.wake()
+        self._set_alarm(arrivals[0])
+
+
+def shed_error(waited: float) -> PoolShed:
+    """Tell a caller who *waited* so many seconds why it is turned away."""
+    return PoolShed(
+        f"turned away after {waited:.2f} s in line: the pool has been overloaded for a while; "
+        "raise max_size, hold items for less time, or send less"
+    )

@@ -14,31 +14,50 @@ program's can hit, and its slot comes free when it is gone.  An item that is
 between two states (being checked or reset) belongs to the greenlet that runs
 the verb; whatever ends the verb but its return destroys the item.
 
-The invariants stand in `gpools._line`.
+The pool keeps an idle item alive, but not one in use: an item that the program
+has dropped gives its slot back when it is collected.
+
+The invariants stand in `gpools._line`, the rules of age in `gpools.lifecycle`.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from enum import Enum
 from functools import partial
+from random import random
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import ref
 
-from gevent import Timeout, get_hub, getcurrent
-from gevent.event import Event
-from greenlet import greenlet
+from gevent import Timeout, get_hub, getcurrent, spawn_raw
+from gevent.monkey import get_original
 
+from gpools import _fork
 from gpools._aside import aside
+from gpools._book import Book, enter, same
+from gpools._creator import Creator
 from gpools._holders import Hold, item_name
 from gpools._line import NOTHING, SLOT
-from gpools.errors import HubWouldBlock, NotInUse, PoolClosed, PoolError, PoolFull
+from gpools._shed import CoDel
+from gpools._sweeper import Sweeper
+from gpools.errors import (
+    HubWouldBlock,
+    NotInUse,
+    PoolClosed,
+    PoolError,
+    PoolFull,
+    PoolShed,
+    PoolTimeout,
+    WrongThread,
+)
+from gpools.lifecycle import BETWEEN, GONE, IDLE, IN_USE, Entry, Lifecycle
 from gpools.pool import MISSING, Missing, Pool, _Item
+from gpools.stats import Listener, Stats
 
 __all__ = ["ConnectionPool"]
 
@@ -47,56 +66,7 @@ Self = TypeVar("Self", bound="ConnectionPool[Any]")
 
 log = logging.getLogger("gpools")
 
-
-class State(Enum):
-    """Where an item is."""
-
-    IDLE = "idle"
-    IN_USE = "in use"
-    BETWEEN = "being checked or reset"
-    GONE = "discarded"
-
-
-class Entry(Generic[T]):
-    """What the pool knows of one item."""
-
-    __slots__ = ("holder", "item", "since", "state", "uses")
-
-    def __init__(self, item: T) -> None:
-        self.item = item
-        self.state = State.BETWEEN
-        self.uses = 0  # how often it went out; tells one hold from the next
-        self.since = 0.0  # idle or held since, monotonic seconds
-        self.holder: ref[greenlet] | None = None  # who took it last
-
-
-class Book(Generic[T]):
-    """What a connection pool knows and was told, in one place that no subclass steps on."""
-
-    __slots__ = (
-        "check_after",
-        "destroy_timeout",
-        "emptied",
-        "going",
-        "items",
-        "max_waiting",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        timeout: float | None,
-        max_waiting: int | None,
-        check_after: float | None,
-        destroy_timeout: float,
-    ) -> None:
-        self.timeout = timeout
-        self.max_waiting = max_waiting
-        self.check_after = check_after
-        self.destroy_timeout = destroy_timeout
-        self.items: dict[int, Entry[T]] = {}  # by id: items may be equal or unhashable
-        self.going: dict[int, Entry[T]] = {}  # being destroyed; still counted in size
-        self.emptied = Event()  # closed, and the last item is gone
+_thread = get_original("_thread", "get_ident")  # gevent's would tell greenlets apart
 
 
 class ConnectionPool(Pool[T]):
@@ -109,14 +79,31 @@ class ConnectionPool(Pool[T]):
             with pool.item(timeout=5) as conn:
                 conn.query()
 
-    *timeout*, in seconds, is the default of `get` and `item`; None waits for
-    ever.  *max_waiting* callers at most stand in line.  An item idle for more
-    than *check_after* seconds is checked before it goes out; None: never.
-    `destroy` is cut off after *destroy_timeout* seconds.  The other parameters
-    are those of `Pool`, and ``with pool:`` closes it.
+    All durations are in seconds.  *min_size*, *max_size*, *order_as_stack*,
+    *create* and *name* are those of `Pool`, and ``with pool:`` closes it.
 
-    Raises ValueError for sizes that make no sense, and whatever `create`
-    raises when *min_size* items are made.
+    Waiting: *timeout* is the default of `get` and `item`; None waits for ever.
+    *max_waiting* callers at most stand in line.  *shed*, a `CoDel`, turns away
+    those who have waited too long while the pool is overloaded.
+
+    Ages: an item is let go when it is older than *max_age* (less up to 5 %, so
+    that a burst does not expire at once) or was idle for *max_idle*.  What a
+    whole *max_idle* never needed goes too.  *min_size* items stay.  An item
+    idle for more than *check_after* is checked before it goes out; None: never.
+
+    Verbs: `check` is cut off after *check_timeout*, `destroy` after
+    *destroy_timeout*; the item counts as dead, or gone.  By default `create`
+    runs in the caller.  With *max_creating* up to so many run at once in
+    greenlets of the pool, each for at most *create_timeout*: they go on when
+    the caller has given up, whatever comes first goes to the first in line, and
+    the constructor does not wait for *min_size* items (`wait_ready` does).
+
+    Watching: *leak_after* reports an item held for longer, once, with where its
+    holder is.  *listener* is told of rare transitions, see `Listener`;
+    *count_holds* has `stats` add up the time items are held.
+
+    Raises ValueError for settings that make no sense, and whatever `create`
+    raises when the constructor makes *min_size* items.
     """
 
     _book: Book[T]
@@ -134,19 +121,35 @@ class ConnectionPool(Pool[T]):
         destroy: Callable[[T], object] | None = None,
         timeout: float | None = None,
         max_waiting: int | None = None,
+        shed: CoDel | None = None,
+        max_age: float | None = None,
+        max_idle: float | None = None,
         check_after: float | None = 0.0,
+        check_timeout: float | None = 5.0,
         destroy_timeout: float = 5.0,
+        max_creating: int | None = None,
+        create_timeout: float = 30.0,
+        leak_after: float | None = None,
+        listener: Listener | object | None = None,
+        count_holds: bool = False,
     ) -> None:
         _require_sizes(min_size, max_size)
-        _require_not_negative(
+        _require_above(0, max_age=max_age, max_idle=max_idle, leak_after=leak_after)
+        _require_above(0, check_timeout=check_timeout, destroy_timeout=destroy_timeout)
+        _require_above(0, max_creating=max_creating, create_timeout=create_timeout)
+        _require_above(-1, timeout=timeout, max_waiting=max_waiting, check_after=check_after)
+        if check is None and type(self).check is ConnectionPool.check:
+            check_after = None  # it would always say yes: spare the idle path the detour
+        self._book = Book(
+            Lifecycle(max_age, max_idle, check_after),
             timeout=timeout,
             max_waiting=max_waiting,
-            check_after=check_after,
+            check_timeout=check_timeout,
             destroy_timeout=destroy_timeout,
+            leak_after=leak_after,
+            listener=listener,
+            count_holds=count_holds,
         )
-        if check is None and type(self).check is ConnectionPool.check:
-            check_after = None  # it would always say yes: spare the idle path the clock
-        self._book = Book(timeout, max_waiting, check_after, destroy_timeout)
         for verb, given in (("check", check), ("reset", reset), ("destroy", destroy)):
             if given is not None:
                 if not callable(given):
@@ -154,10 +157,15 @@ class ConnectionPool(Pool[T]):
                 setattr(self, verb, given)
         super().__init__(0, max_size, order_as_stack, create, name=name)
         self.min_size = min_size
+        self._line.shed = shed
+        _fork.watch(self)
+        if max_creating is not None:
+            self._book.creator = Creator(self, max_creating, create_timeout)
+            self._line.maker = self._book.creator.look
+            self._book.creator.look()
+            return
         try:
-            for _ in range(min_size):
-                self._line.size += 1
-                self._shelve(self._new())
+            self._fill_up()
         except BaseException:
             # Interrupted or failed half way: those made would leak with the pool.
             self.close()
@@ -199,45 +207,51 @@ class ConnectionPool(Pool[T]):
 
         Every get needs its `put` or `discard`; `item` does both.
 
-        Raises `PoolTimeout`, `PoolClosed`, `PoolFull`, `HubWouldBlock`, or
-        whatever `create` raised.  May switch, unless an item is idle that need
-        not be checked and nobody is in line.
+        Raises `PoolTimeout`, `PoolClosed`, `PoolFull`, `PoolShed`,
+        `PoolUnavailable`, `HubWouldBlock`, `WrongThread`, or whatever `create`
+        raised.  May switch, unless an item is idle that need not be checked and
+        nobody is in line.
         """
         line, book = self._line, self._book
+        if book.thread != _thread():
+            self._belong_here()
         if line.idle and not line.waiters:
             item = line.idle.popleft()
-            entry = book.items[id(item)]
-            if not self._due(entry):
-                return self._hold(entry)
+            entry, now = book.items[id(item)], monotonic()
+            if now < entry.trusted_until:
+                return self._hold(entry, item, now)
             line.idle.appendleft(item)
         return self._within(book.timeout if timeout is MISSING else timeout, self._get)
 
     def put(self, item: T) -> None:
         """Give *item* back; the first in line gets it.
 
-        It is `reset` first, and destroyed if that fails, if the pool is closed
-        or has shrunk.  Raises `NotInUse`, having changed nothing, for an item
-        that is not out.  Switches only if `reset` or `destroy` does.
+        It is `reset` first, and destroyed if that fails, if it is too old, or
+        if the pool is closed or has shrunk.  Raises `NotInUse` or `WrongThread`,
+        having changed nothing, for an item that is not out, or not here.
+        Switches only if `reset` or `destroy` does.
         """
         entry = self._take_back(item)
         try:
             self.reset(item)
         except BaseException as error:
             # Failed, or interrupted at an unknown byte; the slot must come free.
-            self._let_go(entry)
+            self._let_go("reset", item)
             if not isinstance(error, Exception):
                 raise
             log.info("%r: reset of %s failed: %r", self, item_name(item), error)
         else:
-            self._shelve(entry)
+            self._shelve(entry, item)
 
     def discard(self, item: T) -> None:
         """Destroy *item*, which came from `get`, instead of putting it back.
 
-        Its slot comes free when it is gone.  Raises `NotInUse` as `put` does.
-        Switches only if `destroy` does, and then for one turn of the hub.
+        Its slot comes free when it is gone.  Raises `NotInUse` and
+        `WrongThread` as `put` does.  Switches only if `destroy` does, and then
+        for one turn of the hub.
         """
-        self._let_go(self._take_back(item))
+        self._take_back(item)
+        self._let_go("discarded", item)
 
     def item(self, *, timeout: float | Missing | None = MISSING) -> AbstractContextManager[T]:
         """Take an item for the length of a ``with`` block.
@@ -248,6 +262,36 @@ class ConnectionPool(Pool[T]):
         """
         return _Use(self, timeout)
 
+    def recycle(self, spread: float = 0.0) -> None:
+        """Retire all items made before now, those in use and those being made included.
+
+        Idle ones are destroyed now, those in use when they are put back; with
+        *spread* each at a moment of its own within so many seconds, so that
+        their successors are not all made at once.  Until its moment an item is
+        handed out as before.  Switches only if `destroy` does.
+        """
+        _require_above(-1, spread=spread)
+        book, now = self._book, monotonic()
+        book.life.recycle(book.items.values(), now, spread, random)
+        self._retire_expired(now)
+        if spread or self.min_size:
+            self._sweeper().wake()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until *min_size* items exist, making them if nothing else does.
+
+        Waits at most *timeout* seconds, with None for ever.  Raises
+        `PoolTimeout`, with the last error of `create` as its cause, or
+        `PoolClosed`; without *max_creating* whatever `create` raises.  May switch.
+        """
+        if self._book.creator is None:
+            self._within(timeout, self._fill_up)
+        elif len(self._book.items) < self.min_size:
+            self._book.creator.look()
+            self._within(timeout, self._book.filled.wait)
+        if self._line.refusal is not None:
+            raise self._line.refusal()
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
@@ -257,17 +301,23 @@ class ConnectionPool(Pool[T]):
         """Refuse all gets from now on, destroy the idle items, return the holds that remain.
 
         Everybody in line gets `PoolClosed` at once; an item in use is destroyed
-        when it comes back.  With *timeout*, waits at most so many seconds for
-        those, then logs who still holds one.  Closing twice is fine.
+        when it comes back, one being made when it is made.  With *timeout*,
+        waits at most so many seconds for those, then logs who still holds one.
+        Closing twice is fine.
 
         Raises `HubWouldBlock` if the hub's own greenlet would have to wait.
         Switches if there is something to wait for or `destroy` does.
         """
         line, book = self._line, self._book
+        if not self.closed:
+            self._tell("closed")
         line.refusal = lambda: PoolClosed(f"{self!r} is closed")
         line.wake()
+        book.filled.set()
+        if book.sweeper is not None:
+            book.sweeper.wake()
         idle, line.idle = line.idle, deque()
-        self._let_go(*(book.items[id(item)] for item in idle))
+        self._let_go("closed", *idle)
         if line.size == 0:
             book.emptied.set()
         elif timeout:
@@ -282,13 +332,25 @@ class ConnectionPool(Pool[T]):
 
     def holders(self) -> list[Hold]:
         """List the items in use and who took them, longest held first.  Never switches."""
-        now = monotonic()
-        out = [entry for entry in self._book.items.values() if entry.state is State.IN_USE]
-        out.sort(key=lambda entry: entry.since)
-        return [
-            Hold(entry.item, entry.holder() if entry.holder else None, now - entry.since)
-            for entry in out
-        ]
+        entries = [entry for entry in self._book.items.values() if entry.state is IN_USE]
+        entries.sort(key=lambda entry: entry.since)
+        return [self._hold_of(entry) for entry in entries]
+
+    def stats(self) -> Stats:
+        """Return what there is and what was counted, frozen.  Never switches."""
+        line, book = self._line, self._book
+        states = [entry.state for entry in book.items.values()]
+        return Stats(
+            size=line.size,
+            idle=states.count(IDLE),
+            in_use=states.count(IN_USE),
+            between=states.count(BETWEEN),
+            creating=line.size - len(book.items) - len(book.going),
+            destroying=len(book.going),
+            waiting=len(line.waiters),
+            max_size=line.limit,
+            **book.counters.frozen(),
+        )
 
     @property
     def max_size(self) -> int:
@@ -301,10 +363,7 @@ class ConnectionPool(Pool[T]):
         line, book = self._line, self._book
         line.limit = new_size
         line.wake()
-        # The longest idle go first; those in use follow as they are put back.
-        shed = line.idle.pop if self.order_as_stack else line.idle.popleft
-        surplus = min(len(line.idle), line.size - len(book.going) - new_size)
-        self._let_go(*(book.items[id(shed())] for _ in range(surplus)))
+        self._drop_longest_idle(line.size - len(book.going) - new_size, "surplus")
 
     def resize(self, new_size: int) -> None:
         """Set ``max_size``: let in who now fits, or destroy the surplus.
@@ -325,6 +384,8 @@ class ConnectionPool(Pool[T]):
     ) -> None:
         self.close()
 
+    # Getting.
+
     def _get(self) -> T:
         line, book = self._line, self._book
         first = False
@@ -333,137 +394,320 @@ class ConnectionPool(Pool[T]):
                 raise line.refusal()
             granted = line.take(first)
             if granted is NOTHING:
-                if (
-                    not first
-                    and book.max_waiting is not None
-                    and len(line.waiters) >= book.max_waiting
-                ):
-                    raise PoolFull(
-                        f"{len(line.waiters)} callers wait already and max_waiting is "
-                        f"{book.max_waiting}; {self!r}"
-                    )
-                granted = line.wait(first)
-            if granted is SLOT:
-                return self._hold(self._new())
-            entry = book.items[id(granted)]
-            if self._sound(entry):
-                return self._hold(entry)
+                granted = self._stand(first)
+            item = self._new() if granted is SLOT else granted
+            entry = book.items[id(item)]
+            if self._sound(entry, item):
+                return self._hold(entry, item, monotonic())
             # Its item was dead, its turn was not: it keeps its place before the line.
             first = True
 
     _wait = _get
 
-    def _new(self) -> Entry[T]:
-        """Fill a slot that is already taken; may switch."""
+    def _stand(self, first: bool) -> Any:
         line, book = self._line, self._book
+        if not first:
+            if book.creator is not None:
+                book.creator.refuse_newcomers()
+            if book.max_waiting is not None and len(line.waiters) >= book.max_waiting:
+                raise PoolFull(
+                    f"{len(line.waiters)} callers wait already and max_waiting is "
+                    f"{book.max_waiting}; {self!r}"
+                )
+        begun = monotonic()
+        try:
+            return line.wait(first)
+        except PoolShed:
+            book.counters.shed += 1
+            self._tell("shed")
+            raise
+        finally:
+            book.counters.waits += 1
+            book.counters.wait_seconds += monotonic() - begun
+
+    def _sound(self, entry: Entry[T], item: T) -> bool:
+        """Tell whether an item just taken may go out; let go of it if not.  May switch."""
+        life, now = self._book.life, monotonic()
+        reason = life.verdict(entry, now, self._spare())
+        if reason is not None:
+            self._let_go(reason, item)
+            return False
+        if life.check_due(entry, now):
+            entry.state = BETWEEN
+            try:
+                sound = self._checked(item)
+            except BaseException as error:
+                # Failed, or interrupted at an unknown byte; the slot must come free.
+                self._doubt_all()
+                self._let_go("check", item)
+                if not isinstance(error, Exception):
+                    raise
+                log.info("%r: check of %s failed: %r", self, item_name(item), error)
+                return False
+            if not sound:
+                self._doubt_all()
+                self._let_go("check", item)
+                return False
+            if self.closed:  # while check() ran
+                self._let_go("closed", item)
+                return False
+        return True
+
+    def _checked(self, item: T) -> bool:
+        if self._book.check_timeout is None:
+            return bool(self.check(item))
+        timer = Timeout.start_new(self._book.check_timeout)
+        try:
+            return bool(self.check(item))
+        except Timeout as fired:
+            if fired is not timer:
+                raise
+            return False
+        finally:
+            timer.close()
+
+    def _doubt_all(self) -> None:
+        book = self._book
+        book.life.doubt((book.items[id(item)] for item in self._line.idle), monotonic())
+
+    def _spare(self) -> bool:
+        return len(self._book.items) > self.min_size
+
+    def _hold(self, entry: Entry[T], item: T, now: float) -> T:
+        entry.state = IN_USE
+        entry.uses += 1
+        entry.since = now
+        entry.holder = ref(getcurrent())
+        entry.reported = False
+        sweeper = self._book.sweeper
+        if sweeper is not None and len(self._line.idle) < sweeper.fewest_idle:
+            sweeper.fewest_idle = len(self._line.idle)
+        return item
+
+    # Making.
+
+    def _new(self) -> T:
+        """Fill a slot that is already taken; may switch."""
+        line = self._line
+        try:
+            return self._fill()
+        except BaseException:
+            # Whatever ended it, a kill included, the slot must not end with it.
+            self._vacate(line)
+            raise
+
+    def _fill(self) -> T:
+        """Make an item and enter it in the book; the slot stays the caller's if it fails."""
+        line, book = self._line, self._book
+        generation, begun = book.life.generation, monotonic()
         try:
             item = self.create()
             if item is None:
                 raise PoolError(f"create() returned None instead of an item; {self!r}")
-            if id(item) in book.items or id(item) in book.going:
+            if self._known(item) or id(item) in book.going:
                 raise PoolError(f"create() returned {item_name(item)}, which is pooled already")
-        except BaseException:
-            # Whatever ended it, a kill included, the slot must not end with it.
-            self._vacate()
+            now = monotonic()
+            book.counters.create_seconds += now - begun
+        except BaseException as error:
+            book.counters.create_errors += 1
+            self._tell("create_failed", error)
             raise
-        entry = book.items[id(item)] = Entry(item)
+        if book is not self._book:  # forked while create() ran: it is the parent's
+            _fork.abandon([item], self._filenos(item))
+            raise NotInUse(f"{item_name(item)} was being made when this process was forked")
+        entry = book.items[id(item)] = enter(self, item, generation)
+        book.life.begin(entry, now, random())
+        book.counters.created += 1
         try:
             self._adopt(item)
+            if line.refusal is not None:  # closed while create() ran
+                raise line.refusal()
         except BaseException:
-            # Made, but interrupted or refused before anybody had it.
-            self._let_go(entry)
+            # Made, but refused or interrupted before anybody had it.  It takes
+            # a slot of its own to its end, since the caller gives up this one.
+            line.size += 1
+            self._let_go("refused", item)
             raise
-        if line.refusal is not None:  # closed while create() ran
-            self._let_go(entry)
-            raise line.refusal()
-        return entry
+        self._tell("created")
+        if self._sweeps():
+            self._sweeper()
+        if len(book.items) >= self.min_size:
+            book.filled.set()
+        return item
+
+    def _fill_up(self) -> None:
+        """Make the items that are missing of min_size, one by one; may switch."""
+        line, book = self._line, self._book
+        while len(book.items) < self.min_size and line.room() and not self.closed:
+            line.size += 1
+            item = self._new()
+            self._shelve(book.items[id(item)], item)
 
     def _adopt(self, item: T) -> None:
         """For adapters: see to an item fresh from `create`, whoever wrote that; may switch."""
 
-    def _due(self, entry: Entry[T]) -> bool:
-        after = self._book.check_after
-        return after is not None and monotonic() - entry.since > after
-
-    def _sound(self, entry: Entry[T]) -> bool:
-        """Check an item just taken from the idle ones; destroy it if it is dead.  May switch."""
-        entry.state = State.BETWEEN
-        try:
-            sound = not self._due(entry) or self.check(entry.item)
-        except BaseException as error:
-            # Failed, or interrupted at an unknown byte; the slot must come free.
-            self._let_go(entry)
-            if not isinstance(error, Exception):
-                raise
-            log.info("%r: check of %s failed: %r", self, item_name(entry.item), error)
-            return False
-        if not sound or self.closed:  # the latter while check() ran
-            self._let_go(entry)
-            return False
-        return True
-
-    def _hold(self, entry: Entry[T]) -> T:
-        entry.state = State.IN_USE
-        entry.uses += 1
-        entry.since = monotonic()
-        entry.holder = ref(getcurrent())
-        return entry.item
+    # Taking back.
 
     def _take_back(self, item: T) -> Entry[T]:
         """Accept *item* from its holder, or refuse it with nothing changed."""
-        entry = self._book.items.get(id(item)) or self._book.going.get(id(item))
+        book = self._book
+        if book.thread != _thread():
+            self._belong_here()
         pool = type(self).__name__
-        if entry is None:
-            raise NotInUse(f"this {pool} got back an item that it has not out: {item_name(item)}")
-        if entry.state is not State.IN_USE:
+        entry = book.items.get(id(item))
+        if entry is None or entry.find() is not item:
+            why = "is discarded already" if id(item) in book.going else "is not in use here"
+            raise NotInUse(f"this {pool} got back {item_name(item)}, which {why}")
+        if entry.state is not IN_USE:
             raise NotInUse(
-                f"this {pool} got back {item_name(item)} twice: it is {entry.state.value} already"
+                f"this {pool} got back {item_name(item)}, which is {entry.state.value} already"
             )
-        entry.state = State.BETWEEN
+        entry.state = BETWEEN
+        if book.count_holds:
+            book.counters.hold_seconds += monotonic() - entry.since
+        if entry.reported:
+            held = monotonic() - entry.since
+            log.info("%r: %s came back after %.1f s", self, item_name(item), held)
         return entry
 
-    def _shelve(self, entry: Entry[T]) -> None:
-        line = self._line
-        if line.refusal is not None or line.size - len(self._book.going) > line.limit:
-            self._let_go(entry)
+    def _shelve(self, entry: Entry[T], item: T) -> None:
+        line, book, now = self._line, self._book, monotonic()
+        reason = book.life.verdict(entry, now)
+        if line.refusal is not None:
+            reason = "closed"
+        elif line.size - len(book.going) > line.limit:
+            reason = "surplus"
+        if reason is not None:
+            self._let_go(reason, item)
             return
-        entry.state = State.IDLE
-        entry.since = monotonic()
+        if line.shed is not None and not line.idle and not line.waiters:
+            line.shed.idle(now)
+        book.life.shelve(entry, now)
         if self.order_as_stack:
-            line.idle.appendleft(entry.item)
+            line.idle.appendleft(item)
         else:
-            line.idle.append(entry.item)
+            line.idle.append(item)
         if line.waiters:
             line.wake()
 
-    def _let_go(self, *entries: Entry[T]) -> None:
+    # Letting go.
+
+    def _let_go(self, reason: str, *items: T) -> None:
         """Destroy items that nobody else can reach; their slots come free when they are gone."""
-        for entry in entries:
-            key = id(entry.item)
-            entry.state = State.GONE
-            self._book.going[key] = self._book.items.pop(key)
-        if entries:
-            aside(partial(self._destroy_each, entries))
+        line, book = self._line, self._book
+        going = []
+        for item in items:
+            entry = book.items.pop(id(item), None)
+            if entry is not None:  # else it was inherited by a fork
+                entry.state = GONE
+                entry.find = partial(same, item)  # no report when it is collected
+                book.going[id(item)] = item
+                going.append(item)
+        if going:
+            aside(partial(self._destroy_each, line, book, reason, going))
 
-    def _destroy_each(self, entries: tuple[Entry[T], ...]) -> None:
-        for entry in entries:
-            aside(partial(self._destroy, entry))  # a slow one must not delay the next
+    def _destroy_each(self, line: Any, book: Book[T], reason: str, items: list[T]) -> None:
+        for item in items:
+            # Aside, each, for a slow one must not delay the next.
+            aside(partial(self._destroy, line, book, reason, item))
 
-    def _destroy(self, entry: Entry[T]) -> None:
+    def _destroy(self, line: Any, book: Book[T], reason: str, item: T) -> None:
         try:
-            with Timeout(self._book.destroy_timeout):
-                self.destroy(entry.item)
+            with Timeout(book.destroy_timeout):
+                self.destroy(item)
         except BaseException as error:
             # Nobody is there to catch it, and the slot must come free.
-            log.warning("%r: destroy of %s failed: %r", self, item_name(entry.item), error)
+            log.warning("%r: destroy of %s failed: %r", self, item_name(item), error)
         finally:
-            del self._book.going[id(entry.item)]
-            self._vacate()
+            del book.going[id(item)]
+            self._gone(line, book, reason)
 
-    def _vacate(self) -> None:
-        self._line.vacate()
-        if self.closed and self._line.size == 0:
+    def _gone(self, line: Any, book: Book[T], reason: str) -> None:
+        book.counters.gone(reason)
+        self._tell("destroyed", reason)
+        self._vacate(line)
+
+    def _vacate(self, line: Any) -> None:
+        line.vacate()
+        if line is not self._line:
+            return
+        if self._book.creator is not None:
+            self._book.creator.look()  # min_size may be short of one
+        if self.closed and line.size == 0:
             self._book.emptied.set()
+
+    def _drop_longest_idle(self, count: int, reason: str) -> None:
+        idle = self._line.idle
+        longest = idle.pop if self.order_as_stack else idle.popleft
+        self._let_go(reason, *[longest() for _ in range(min(count, len(idle)))])
+
+    def _retire_expired(self, now: float) -> None:
+        """Let go of the idle items that are too old; may switch if `destroy` does."""
+        line, book = self._line, self._book
+        spare = len(book.items) - self.min_size
+        kept: deque[T] = deque()
+        expired: dict[str, list[T]] = {}
+        for item in line.idle:
+            reason = book.life.verdict(book.items[id(item)], now, spare > 0)
+            if reason is None:
+                kept.append(item)
+            else:
+                expired.setdefault(reason, []).append(item)
+                spare -= 1
+        if expired:
+            line.idle.clear()
+            line.idle.extend(kept)
+        for reason, items in expired.items():
+            self._let_go(reason, *items)
+
+    # Watching.
+
+    def _sweeps(self) -> bool:
+        return self._book.life.ages or self._book.leak_after is not None
+
+    def _sweeper(self) -> Sweeper:
+        if self._book.sweeper is None:
+            self._book.sweeper = Sweeper(self)
+        return self._book.sweeper
+
+    def _hold_of(self, entry: Entry[T]) -> Hold:
+        holder = entry.holder() if entry.holder is not None else None
+        return Hold(entry.find(), holder, monotonic() - entry.since)
+
+    def _report_leak(self, entry: Entry[T]) -> None:
+        hold = self._hold_of(entry)
+        entry.reported = True
+        self._book.counters.leaks += 1
+        log.warning("%r: an item is held for %s\n%s", self, hold, hold.stack())
+        self._tell("leaked", hold)
+
+    def _lose(self, key: int, find: object) -> None:
+        """Take back the slot of an item that was collected without put."""
+        line, book = self._line, self._book
+        entry = book.items.get(key)
+        if entry is None or entry.find is not find:
+            return
+        del book.items[key]
+        hold = self._hold_of(entry)
+        book.counters.leaks += 1
+        log.warning("%r: an item was dropped without put or discard after %s", self, hold)
+        self._tell("leaked", hold)
+        self._gone(line, book, "collected")
+
+    def _known(self, item: T) -> bool:
+        entry = self._book.items.get(id(item))
+        if entry is None:
+            return False
+        if entry.find() is item:
+            return True
+        self._lose(entry.key, entry.find)  # its address is taken again before it was missed
+        return False
+
+    def _tell(self, event: str, *about: object) -> None:
+        """Call the listener, in a greenlet of its own; never switches."""
+        heard = getattr(self._book.listener, event, None)
+        if heard is not None:
+            spawn_raw(_call_listener, heard, self, *about)
 
     def _fit(self, item: T, error: BaseException | None) -> bool:
         if error is None:
@@ -476,8 +720,10 @@ class ConnectionPool(Pool[T]):
             log.info("%r: fit_after of %s failed: %r", self, item_name(item), failure)
             return False
 
-    def _diagnosis(self, timeout: float) -> str:
-        line = self._line
+    def _late(self, timeout: float) -> PoolTimeout:
+        line, book = self._line, self._book
+        book.counters.timeouts += 1
+        self._tell("timed_out")
         holds = self.holders()
         between = line.size - len(line.idle) - len(holds)
         others = f", {between} being made, checked or destroyed" if between else ""
@@ -485,10 +731,50 @@ class ConnectionPool(Pool[T]):
         advice = "raise max_size, or hold items for less time"
         if len(holds) < line.limit:
             advice = "create() or destroy() is slow, or timeout is short"
-        return (
+        late = PoolTimeout(
             f"no item came free within {timeout} s ({len(holds)} of {line.limit} in use{others}, "
             f"{len(line.waiters)} still waiting{longest}); {advice}"
         )
+        if book.creator is not None:
+            late.__cause__ = book.creator.last_error
+        return late
+
+    # Threads and forks.
+
+    def _belong_here(self) -> None:
+        """Claim the pool for this thread at its first use; refuse every other thread."""
+        book, here = self._book, _thread()
+        if book.thread is None:
+            book.thread = here
+            return
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        raise WrongThread(
+            f"this {type(self).__name__} belongs to thread {names.get(book.thread)!r} "
+            f"({book.thread}) and was used in thread {names.get(here)!r} ({here}); "
+            "make a pool for each thread"
+        )
+
+    def _start_anew_after_fork(self) -> None:
+        """Be empty, in a child; what is under way here acts on the parent's line and book."""
+        line, book = self._line, self._book
+        held = [entry.find() for entry in book.items.values()]
+        items = [item for item in (*held, *book.going.values()) if item is not None]
+        _fork.abandon(items, [fileno for item in items for fileno in self._filenos(item)])
+        self._line, self._book = line.anew(), book.anew()
+        if book.creator is not None:
+            self._book.creator = book.creator.anew(self)
+            self._line.maker = self._book.creator.look
+
+    def _filenos(self, item: T) -> Iterable[int]:
+        """For adapters: the file descriptors of *item*, to be cut off in a child."""
+        for owner in (item, getattr(item, "sock", None), getattr(item, "_sock", None)):
+            fileno = getattr(owner, "fileno", None)
+            if callable(fileno):
+                try:
+                    return [fd for fd in [fileno()] if isinstance(fd, int) and fd >= 0]
+                except Exception:
+                    return []  # closed, by the look of it
+        return []
 
 
 class _Use(_Item[T]):
@@ -510,24 +796,24 @@ class _Use(_Item[T]):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        pool, entry = self._pool, self._entry
+        pool, entry, item = self._pool, self._entry, cast("T", self._item)
         self._item = None
-        if entry.state is State.GONE:  # discarded in the block: nothing is left to do
-            return
-        if entry.state is not State.IN_USE or entry.uses != self._uses:
+        if entry.state is GONE or pool._book.items.get(entry.key) is not entry:
+            return  # discarded in the block, or inherited by a fork: nothing is left to do
+        if entry.state is not IN_USE or entry.uses != self._uses:
             if error is None:  # else that error tells more
-                raise NotInUse(f"{item_name(entry.item)} was put back inside its own with block")
+                raise NotInUse(f"{item_name(item)} was put back inside its own with block")
             return
         try:
-            fit = pool._fit(entry.item, error)
+            fit = pool._fit(item, error)
         except BaseException:
             # Killed while fit_after ran: nobody has judged the item.
-            pool.discard(entry.item)
+            pool.discard(item)
             raise
         if fit:
-            pool.put(entry.item)
+            pool.put(item)
         else:
-            pool.discard(entry.item)
+            pool.discard(item)
 
 
 def _require_sizes(min_size: int, max_size: int) -> None:
@@ -542,7 +828,19 @@ def _require_sizes(min_size: int, max_size: int) -> None:
         raise ValueError(f"min_size is {min_size} but max_size is {max_size}")
 
 
-def _require_not_negative(**settings: float | None) -> None:
+def _require_above(bound: float, **settings: float | None) -> None:
+    """Refuse settings that are not above *bound* (0, or -1 for "not negative"), or None."""
     for name, value in settings.items():
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} is {value!r} but must be at least 0, or None")
+        if value is None:
+            continue
+        if not value > bound or (bound < 0 and value < 0):
+            least = "above 0" if bound == 0 else "at least 0"
+            raise ValueError(f"{name} is {value!r} but must be {least}, or None")
+
+
+def _call_listener(heard: Callable[..., object], *about: object) -> None:
+    try:
+        heard(*about)
+    except BaseException as error:
+        # Whatever it was, it is the listener's own.
+        log.warning("a pool's listener failed: %r", error)

@@ -6,7 +6,17 @@ import queue
 
 from gevent.exceptions import BlockingSwitchOutError
 
-__all__ = ["HubWouldBlock", "NotInUse", "PoolClosed", "PoolError", "PoolFull", "PoolTimeout"]
+__all__ = [
+    "HubWouldBlock",
+    "NotInUse",
+    "PoolClosed",
+    "PoolError",
+    "PoolFull",
+    "PoolShed",
+    "PoolTimeout",
+    "PoolUnavailable",
+    "WrongThread",
+]
 
 
 class PoolError(Exception):
@@ -15,6 +25,14 @@ class PoolError(Exception):
 
 class PoolTimeout(PoolError, TimeoutError):
     """No item could be had within the timeout; the message tells who holds them."""
+
+
+class PoolShed(PoolTimeout):
+    """The pool is overloaded and dropped a caller who had waited for too long already."""
+
+
+class PoolUnavailable(PoolError, ConnectionError):
+    """No item exists and making one keeps failing; the cause is the last error of `create`."""
 
 
 class PoolClosed(PoolError):
@@ -31,3 +49,7 @@ class NotInUse(PoolError, ValueError):
 
 class HubWouldBlock(PoolError, BlockingSwitchOutError):
     """The hub's own greenlet asked for an item and would have had to wait for it."""
+
+
+class WrongThread(PoolError, RuntimeError):
+    """A pool was used from another OS thread than the one whose hub it belongs to."""

@@ -27,6 +27,7 @@ from gpools.errors import PoolTimeout
 __all__ = ["Pool", "Token", "TokenPool"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Missing(Enum):
@@ -298,7 +299,7 @@ class Pool(Generic[T]):
             self._line.vacate()
             raise
 
-    def _within(self, timeout: float | None, act: Callable[[], T]) -> T:
+    def _within(self, timeout: float | None, act: Callable[[], R]) -> R:
         if timeout is None:
             return act()
         timer = Timeout.start_new(max(timeout, 0))
@@ -307,13 +308,14 @@ class Pool(Generic[T]):
         except Timeout as fired:
             if fired is not timer:
                 raise
-            raise PoolTimeout(self._diagnosis(timeout)) from None
+            late = self._late(timeout)
+            raise late from late.__cause__
         finally:
             timer.close()
 
-    def _diagnosis(self, timeout: float) -> str:
+    def _late(self, timeout: float) -> PoolTimeout:
         line = self._line
-        return (
+        return PoolTimeout(
             f"no item came free within {timeout} s ({line.size - len(line.idle)} of {line.limit} "
             f"in use, {len(line.waiters)} still waiting); raise max_size, "
             "or hold items for less time"

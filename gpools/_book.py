@@ -1,0 +1,104 @@
+"""What a connection pool knows of its items, and how it misses one that is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import ref
+
+from gevent import get_hub
+from gevent.event import Event
+from gevent.hub import Hub
+
+from gpools._creator import Creator
+from gpools._sweeper import Sweeper
+from gpools.lifecycle import Entry, Lifecycle
+from gpools.stats import Counters
+
+if TYPE_CHECKING:
+    from gpools.connection import ConnectionPool
+
+T = TypeVar("T")
+
+
+class Book(Generic[T]):
+    """What a connection pool knows and was told, in one place that no subclass steps on."""
+
+    __slots__ = (
+        "check_timeout",
+        "count_holds",
+        "counters",
+        "creator",
+        "destroy_timeout",
+        "emptied",
+        "filled",
+        "going",
+        "items",
+        "leak_after",
+        "life",
+        "listener",
+        "max_waiting",
+        "sweeper",
+        "thread",
+        "timeout",
+    )
+
+    def __init__(self, life: Lifecycle, **settings: Any) -> None:
+        self.timeout: float | None
+        self.max_waiting: int | None
+        self.check_timeout: float | None
+        self.destroy_timeout: float
+        self.leak_after: float | None
+        self.count_holds: bool
+        self.listener: Any
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self.life = life
+        self.items: dict[int, Entry[T]] = {}  # by id: items may be equal or unhashable
+        self.going: dict[int, T] = {}  # being destroyed; still counted in size
+        self.counters = Counters()
+        self.creator: Creator | None = None
+        self.sweeper: Sweeper | None = None
+        self.thread: int | None = None  # of the hub it belongs to, from its first use on
+        self.emptied = Event()  # closed, and the last item is gone
+        self.filled = Event()  # min_size items existed once
+
+    def anew(self) -> Book[T]:
+        """Return a book with the same settings and nothing in it."""
+        same = (
+            "timeout",
+            "max_waiting",
+            "check_timeout",
+            "destroy_timeout",
+            "leak_after",
+            "count_holds",
+            "listener",
+        )
+        return Book(self.life, **{name: getattr(self, name) for name in same})
+
+
+def enter(pool: ConnectionPool[T], item: T, generation: int) -> Entry[T]:
+    """Make the entry of *item*, which keeps it alive only where nothing can refer to it weakly."""
+    find: Callable[[], T | None]
+    try:
+        find = ref(item, partial(_collected, ref(pool), id(item), get_hub()))
+    except TypeError:
+        find = partial(same, item)
+    return Entry(item, find, generation)
+
+
+def same(item: T) -> T:
+    return item
+
+
+def _collected(pool: ref[ConnectionPool[Any]], key: int, hub: Hub, find: object) -> None:
+    # Runs wherever the collector does, in another thread even: the hub does the rest.
+    if hub.loop is not None:
+        hub.loop.run_callback_threadsafe(_lose, pool, key, find)
+
+
+def _lose(pool: ref[ConnectionPool[Any]], key: int, find: object) -> None:
+    alive = pool()
+    if alive is not None:
+        alive._lose(key, find)

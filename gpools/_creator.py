@@ -1,0 +1,124 @@
+"""Creations in the background: in greenlets of the pool, not of its callers.
+
+A creation is started for a line, not for a caller: whatever comes first, a
+returned item or a finished creation, goes to the first in line, and a creation
+outlives the caller that asked for it.
+
+While creations fail, one is tried at a time, at intervals that grow and are
+jittered; one success ends that.  An error of `create` goes to the first in
+line.  Where no item is left that could come back, nobody in line can be served,
+so all of them get it, and newcomers are refused at once until the next try is
+due: the newcomer of that moment is the one who tries.
+"""
+
+from __future__ import annotations
+
+from random import random
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from gevent import Timeout, get_hub, spawn_raw
+from gevent.hub import Hub
+
+from gpools.errors import PoolError, PoolTimeout, PoolUnavailable
+
+if TYPE_CHECKING:
+    from gpools.connection import ConnectionPool
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between tries while creations fail
+
+
+class Creator:
+    """Starts creations for one pool, which it holds weakly."""
+
+    def __init__(self, pool: ConnectionPool[Any], at_once: int, create_timeout: float) -> None:
+        self._pool = ref(pool)
+        self._at_once = at_once
+        self._create_timeout = create_timeout
+        self.in_flight = 0
+        self.failures = 0  # in a row
+        self.last_error: BaseException | None = None  # while there are failures
+        self._next_try = 0.0  # monotonic; while there are failures
+        self._alarm: Any = None  # a timer of the loop for that time
+
+    def look(self) -> None:
+        """Start as many creations as are wanted and allowed.  Never switches."""
+        pool = self._pool()
+        if pool is None or pool.closed:
+            return
+        line = pool._line
+        wanted = max(len(line.waiters), pool.min_size - len(pool._book.items))
+        allowed = 1 if self.failures else self._at_once
+        while self.in_flight < min(wanted, allowed) and line.size < line.limit:
+            pause = self._next_try - monotonic() if self.failures else 0
+            if pause > 0:
+                self._look_again_in(pause)
+                return
+            line.size += 1
+            self.in_flight += 1
+            spawn_raw(self._create, pool)
+
+    def refuse_newcomers(self) -> None:
+        """Raise `PoolUnavailable` while to wait would be in vain.  Never switches."""
+        pool = self._pool()
+        if self.failures and pool is not None and not pool._book.items:
+            pause = self._next_try - monotonic()
+            if pause > 0 or self.in_flight:
+                when = "now" if self.in_flight else f"in {pause:.2f} s"
+                raise PoolUnavailable(
+                    f"no item is left, create() has failed {self.failures} times in a row "
+                    f"and is tried again {when}; last: {type(self.last_error).__name__}"
+                ) from self.last_error
+
+    def anew(self, pool: ConnectionPool[Any]) -> Creator:
+        """Return one with the same settings, nothing in flight and no failures."""
+        return Creator(pool, self._at_once, self._create_timeout)
+
+    def _create(self, pool: ConnectionPool[Any]) -> None:
+        timer = Timeout.start_new(self._create_timeout)
+        try:
+            item = pool._fill()
+        except BaseException as error:
+            # Whatever it was, a kill included: the slot must not end with it,
+            # and somebody in line may have nothing else to hope for.
+            timer.close()
+            self.in_flight -= 1
+            self._failed(pool, self._as_seen(error, timer))
+        else:
+            timer.close()
+            self.in_flight -= 1
+            self.failures, self.last_error = 0, None
+            pool._shelve(pool._book.items[id(item)], item)
+        # The one that ended may have kept others from starting.
+        self.look()
+
+    def _as_seen(self, error: BaseException, timer: Timeout) -> Exception:
+        if isinstance(error, Exception):
+            return error
+        if error is timer:
+            seen: Exception = PoolTimeout(f"create() took longer than {self._create_timeout} s")
+        else:
+            seen = PoolError(f"create() was ended by {type(error).__name__}")
+        seen.__cause__ = error
+        return seen
+
+    def _failed(self, pool: ConnectionPool[Any], error: Exception) -> None:
+        self.failures += 1
+        self.last_error = error
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 16))
+        self._next_try = monotonic() + pause * (0.5 + 0.5 * random())
+        in_vain = not pool._book.items and not self.in_flight
+        pool._line.fail(error, everybody=in_vain)
+        pool._vacate(pool._line)
+
+    def _look_again_in(self, pause: float) -> None:
+        if self._alarm is None:
+            hub: Hub = get_hub()
+            self._alarm = hub.loop.timer(pause)
+            self._alarm.start(self._ring)
+
+    def _ring(self) -> None:
+        self._alarm.close()
+        self._alarm = None
+        self.look()
