@@ -18,6 +18,7 @@ from gpools.errors import (
     PoolUnavailable,
     WrongThread,
 )
+from gpools.keyed import KeyedPool
 from gpools.pool import Pool, TokenPool
 from gpools.stats import Listener, Stats
 
@@ -30,6 +31,7 @@ __all__ = [
     "Hold",
     "HttpPool",
     "HubWouldBlock",
+    "KeyedPool",
     "Listener",
     "NotInUse",
     "Pool",

@@ -50,12 +50,12 @@ class Creator:
         line = pool._line
         wanted = max(len(line.waiters), pool.min_size - len(pool._book.items))
         allowed = 1 if self.failures else self._at_once
-        while self.in_flight < min(wanted, allowed) and line.size < line.limit:
+        while self.in_flight < min(wanted, allowed) and line.open():
             pause = self._next_try - monotonic() if self.failures else 0
             if pause > 0:
                 self._look_again_in(pause)
                 return
-            line.size += 1
+            line.claim()
             self.in_flight += 1
             spawn_raw(self._create, pool)
 

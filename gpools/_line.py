@@ -27,7 +27,7 @@ from collections.abc import Callable
 from enum import Enum
 from itertools import takewhile
 from time import monotonic
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from gevent import get_hub, getcurrent
 from gevent.hub import Hub
@@ -50,6 +50,27 @@ SLOT: Final = Grant.SLOT
 NOTHING: Final = Grant.NOTHING
 
 
+class Budget(Protocol):
+    """A limit that several lines share; see `gpools.keyed`."""
+
+    used: int  # slots taken in all lines
+
+    def join(self, line: Line[Any]) -> None:
+        """Count *line* in."""
+
+    def allows(self, line: Line[Any]) -> bool:
+        """Tell whether *line* may take a slot now."""
+
+    def freed(self, line: Line[Any]) -> None:
+        """Pass on a slot that *line* gave up.  Never switches."""
+
+    def wanted(self, line: Line[Any]) -> None:
+        """Find a slot for *line*, in which somebody waits.  Never switches."""
+
+    def displaces(self, line: Line[Any]) -> bool:
+        """Tell whether an item that comes back to *line* must make way for another line."""
+
+
 class Line(Generic[T]):
     """Idle items, the count of all, and the greenlets that wait for one."""
 
@@ -58,6 +79,7 @@ class Line(Generic[T]):
         "_hub",
         "_oldest",
         "_scheduled",
+        "budget",
         "errors",
         "idle",
         "limit",
@@ -82,6 +104,7 @@ class Line(Generic[T]):
         self.maker: Callable[[], None] | None = None
         self.errors: deque[BaseException] = deque()  # the maker's, one for each waiter
         self.shed: CoDel | None = None
+        self.budget: Budget | None = None  # shared with other lines
         self._scheduled = False  # `_serve` is on its way
         self._hub: Hub | None = None  # of those who wait
         self._alarm: Any = None  # with `shed`, a timer while somebody waits
@@ -91,11 +114,24 @@ class Line(Generic[T]):
         """Return an empty line with the same settings."""
         line: Line[T] = Line(self.limit)
         line.refusal, line.shed = self.refusal, self.shed
+        if self.budget is not None:
+            self.budget.used -= self.size
+            self.budget.join(line)
         return line
+
+    def open(self) -> bool:
+        """Tell whether a slot is free for this line."""
+        return self.size < self.limit and (self.budget is None or self.budget.allows(self))
 
     def room(self) -> bool:
         """Tell whether a caller may make an item of its own."""
-        return self.size < self.limit and self.maker is None
+        return self.maker is None and self.open()
+
+    def claim(self) -> None:
+        """Take a slot, before an item is made.  Never switches."""
+        self.size += 1
+        if self.budget is not None:
+            self.budget.used += 1
 
     def take(self, first: bool = False) -> T | Literal[Grant.SLOT, Grant.NOTHING]:
         """Take what may be had without waiting; *first* goes before the line.  Never switches."""
@@ -103,7 +139,7 @@ class Line(Generic[T]):
             if self.idle:
                 return self.idle.popleft()
             if self.room():
-                self.size += 1
+                self.claim()
                 return SLOT
         return NOTHING
 
@@ -123,10 +159,10 @@ class Line(Generic[T]):
         self.waiters[me] = monotonic()
         if first:
             self.waiters.move_to_end(me, last=False)
-        self.wake()
-        if self.shed is not None and self._alarm is None:
-            self._set_alarm(self.waiters[me])
         try:
+            self.wake()
+            if self.shed is not None and self._alarm is None:
+                self._set_alarm(self.waiters[me])
             while True:
                 granted: T | Literal[Grant.SLOT] = hub.switch()
                 if me not in self.waiters:  # else a stray switch: `_serve` did not choose us
@@ -140,14 +176,19 @@ class Line(Generic[T]):
         """Give up a slot.  Never switches."""
         self.size -= 1
         self.wake()
+        if self.budget is not None:
+            self.budget.used -= 1
+            self.budget.freed(self)
 
     def wake(self) -> None:
         """Let the first in line in, if something is to be had.  Never switches."""
         if self.waiters:
             if self.idle or self.room() or self.errors or self.refusal is not None:
                 self.look()
-            elif self.maker is not None:
+            elif self.maker is not None and self.open():
                 self.maker()
+            elif self.budget is not None:
+                self.budget.wanted(self)
 
     def look(self) -> None:
         """Have the hub look soon whether something is to be had.  Never switches."""
@@ -180,8 +221,8 @@ class Line(Generic[T]):
             error = self.errors.popleft()
         else:
             return
-        first, _ = self.waiters.popitem(last=False)
         granted = NOTHING if error is not None else self.take(first=True)
+        first, _ = self.waiters.popitem(last=False)
         self.wake()  # for the next in line; this one may run for long
         if error is not None:
             first.throw(error)

@@ -525,7 +525,7 @@ class ConnectionPool(Pool[T]):
         except BaseException:
             # Made, but refused or interrupted before anybody had it.  It takes
             # a slot of its own to its end, since the caller gives up this one.
-            line.size += 1
+            line.claim()
             self._let_go("refused", item)
             raise
         self._tell("created")
@@ -539,7 +539,7 @@ class ConnectionPool(Pool[T]):
         """Make the items that are missing of min_size, one by one; may switch."""
         line, book = self._line, self._book
         while len(book.items) < self.min_size and line.room() and not self.closed:
-            line.size += 1
+            line.claim()
             item = self._new()
             self._shelve(book.items[id(item)], item)
 
@@ -577,6 +577,8 @@ class ConnectionPool(Pool[T]):
             reason = "closed"
         elif line.size - len(book.going) > line.limit:
             reason = "surplus"
+        elif line.budget is not None and line.budget.displaces(line):
+            reason = "displaced"
         if reason is not None:
             self._let_go(reason, item)
             return

@@ -23,10 +23,11 @@ class Stats:
 
     *between* are items being checked or reset.  *destroyed* counts items that
     are gone, by reason: ``discarded``, ``check``, ``reset``, ``surplus``,
-    ``closed``, ``max_age``, ``max_idle``, ``unused``, ``recycled``, ``collected``,
-    ``refused`` (fresh from `create`), ``forked``.  The seconds are sums since the
-    pool was made: spent in line by those who were served or gave up, in
-    `create`, and, where *count_holds* was asked for, between get and put.
+    ``closed``, ``max_age``, ``max_idle``, ``unused``, ``recycled``,
+    ``collected``, ``displaced`` (for another key), ``refused`` (fresh from
+    `create`).  The seconds are sums since the pool was made: spent in line by
+    those who were served or gave up, in `create`, and, where *count_holds* was
+    asked for, between get and put.
     """
 
     size: int

@@ -1,0 +1,269 @@
+"""`KeyedPool`: one pool for each host, database or shard, under one limit.
+
+A key's pool is made on demand and forgotten when it is empty, so the pools that
+exist are never more than the items and waiters are.  Under the common limit a
+freed slot goes to the key whose first in line has waited longest; an idle item
+makes way for whoever waits, whatever the key; and a key in use makes way for
+one that has nothing at all, once its first in line has waited longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from gevent import get_hub
+
+from gpools._holders import Hold
+from gpools._line import Line
+from gpools.connection import ConnectionPool
+from gpools.errors import PoolClosed
+from gpools.pool import MISSING, Missing
+
+__all__ = ["KeyedPool"]
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+class KeyedPool(Generic[K, T]):
+    """A pool for each key, of up to *max_size* items in all.
+
+    *make_pool*, called with a key, returns its pool, whose own ``max_size`` is
+    the limit of that key::
+
+        pools = KeyedPool(lambda host: HttpPool(max_size=4, timeout=5), max_size=100)
+        with pools.item("db1.example") as http:
+            http.request("http://db1.example/")
+
+    Raises ValueError for a *max_size* below 1.
+    """
+
+    def __init__(
+        self, make_pool: Callable[[K], ConnectionPool[T]], max_size: int = 100, *, name: str = ""
+    ) -> None:
+        if not callable(make_pool):
+            raise TypeError(f"make_pool must be callable with a key, not {make_pool!r}")
+        if not isinstance(max_size, int) or max_size < 1:
+            raise ValueError(f"max_size is {max_size!r} but must be a whole number, at least 1")
+        self.name = name
+        self._make_pool = make_pool
+        self._pools: dict[K, _Keyed[T]] = {}
+        self._budget: _Budget[K, T] = _Budget(max_size, self._pools)
+        self._closed = False
+
+    def get(self, key: K, *, timeout: float | Missing | None = MISSING) -> T:
+        """Take an item of *key*; `ConnectionPool.get` in all else.  May switch."""
+        with self._at(key) as pool:
+            return pool.get() if timeout is MISSING else pool.get(timeout=timeout)
+
+    def put(self, key: K, item: T) -> None:
+        """Give an *item* of *key* back; `ConnectionPool.put` in all else."""
+        with self._at(key) as pool:
+            pool.put(item)
+
+    def discard(self, key: K, item: T) -> None:
+        """Destroy an *item* of *key*; `ConnectionPool.discard` in all else."""
+        with self._at(key) as pool:
+            pool.discard(item)
+
+    def item(
+        self, key: K, *, timeout: float | Missing | None = MISSING
+    ) -> AbstractContextManager[T]:
+        """Take an item of *key* for a ``with`` block; `ConnectionPool.item` in all else."""
+        return _KeyedUse(self, key, timeout)
+
+    def pools(self) -> dict[K, ConnectionPool[T]]:
+        """Return the pools there are now, by key.  Never switches."""
+        return {key: keyed.pool for key, keyed in self._pools.items()}
+
+    @property
+    def size(self) -> int:
+        """The items that exist in all, idle or in use, and those being made or destroyed."""
+        return self._budget.used
+
+    @property
+    def max_size(self) -> int:
+        """The most items that may exist in all."""
+        return self._budget.limit
+
+    def recycle(self, spread: float = 0.0) -> None:
+        """Retire all items made before now; `ConnectionPool.recycle` for each key."""
+        for pool in self.pools().values():
+            pool.recycle(spread)
+
+    def close(self, timeout: float | None = None) -> list[Hold]:
+        """Close all pools, one after the other; return the holds that remain.
+
+        *timeout*, in seconds, is for each.  May switch as `ConnectionPool.close` does.
+        """
+        self._closed = True
+        pools = self.pools().values()
+        for pool in pools:
+            pool.close()  # first let all of them refuse
+        return [hold for pool in pools for hold in pool.close(timeout)]
+
+    def __enter__(self) -> KeyedPool[K, T]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        lines = [keyed.pool._line for keyed in self._pools.values()]
+        idle = sum(len(line.idle) for line in lines)
+        name = f" {self.name!r}" if self.name else ""
+        return (
+            f"<{type(self).__name__}{name} {len(lines)} keys, {idle} idle, "
+            f"{self.size - idle} in use, {sum(len(line.waiters) for line in lines)} waiting, "
+            f"max {self.max_size}>"
+        )
+
+    @contextmanager
+    def _at(self, key: K) -> Iterator[ConnectionPool[T]]:
+        """Keep the pool of *key* while somebody is busy with it; forget it if it is empty then."""
+        keyed = self._pools.get(key)
+        if keyed is None:
+            if self._closed:
+                raise PoolClosed(f"{self!r} is closed")
+            made = self._make_pool(key)
+            keyed = self._pools.setdefault(key, _Keyed(made))
+            if keyed.pool is not made:  # another greenlet was faster
+                made.close()
+            self._budget.join(keyed.pool._line)
+        keyed.users += 1
+        try:
+            yield keyed.pool
+        finally:
+            keyed.users -= 1
+            self._budget.forget_if_empty(key, keyed)
+
+
+class _Keyed(Generic[T]):
+    """The pool of one key."""
+
+    __slots__ = ("pool", "users")
+
+    def __init__(self, pool: ConnectionPool[T]) -> None:
+        self.pool = pool
+        self.users = 0  # greenlets in the middle of a call
+
+
+class _KeyedUse(AbstractContextManager[T]):
+    """One ``with pools.item(key)`` block."""
+
+    __slots__ = ("_key", "_pools", "_timeout", "_use")
+
+    def __init__(self, pools: KeyedPool[Any, T], key: Any, timeout: float | Missing | None) -> None:
+        self._pools = pools
+        self._key = key
+        self._timeout = timeout
+        self._use: AbstractContextManager[T] | None = None
+
+    def __enter__(self) -> T:
+        if self._use is not None:
+            raise RuntimeError("an item() serves one with block; call pools.item() for each")
+        with self._pools._at(self._key) as pool:
+            self._use = pool.item(timeout=self._timeout)
+            return self._use.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        assert self._use is not None
+        with self._pools._at(self._key):
+            self._use.__exit__(kind, error, tb)
+
+
+class _Budget(Generic[K, T]):
+    """The limit that the lines of all keys share; see `gpools._line.Budget`."""
+
+    def __init__(self, limit: int, pools: dict[K, _Keyed[T]]) -> None:
+        self.limit = limit
+        self.used = 0
+        self._pools = pools
+        self._scheduled = False  # `_make_room` is on its way
+
+    def join(self, line: Line[Any]) -> None:
+        if line.budget is None:
+            line.budget = self
+            self.used += line.size
+
+    def allows(self, line: Line[Any]) -> bool:
+        if self.used >= self.limit:
+            return False
+        longest = self._longest_waiting()
+        return longest is None or longest is line
+
+    def freed(self, line: Line[Any]) -> None:
+        longest = self._longest_waiting()
+        if longest is not None:
+            longest.wake()
+        if line.size == 0:
+            for key, keyed in list(self._pools.items()):
+                if keyed.pool._line is line:
+                    self.forget_if_empty(key, keyed)
+
+    def wanted(self, line: Line[Any]) -> None:
+        # To destroy an item can switch, so that is left to the hub.
+        if self.used >= self.limit and not self._scheduled:
+            get_hub().loop.run_callback(self._make_room)
+            self._scheduled = True
+
+    def _make_room(self) -> None:
+        """Let idle items go, of any key, as many as are waited for."""
+        self._scheduled = False
+        pools = [keyed.pool for keyed in self._pools.values()]
+        wanted = sum(min(len(line.waiters), line.limit - line.size) for line in self._wanting())
+        coming = self.limit - self.used + sum(len(pool._book.going) for pool in pools)
+        for _ in range(wanted - coming):
+            spare = [pool for pool in pools if pool._line.idle and not pool._line.waiters]
+            if not spare:
+                return
+            min(spare, key=_idle_since)._drop_longest_idle(1, "displaced")
+
+    def displaces(self, line: Line[Any]) -> bool:
+        if self.used > self.limit:
+            return True
+        if self.used < self.limit:
+            return False
+        longest = self._longest_waiting()
+        if longest is None or longest is line:
+            return False
+        if not line.waiters:
+            return True
+        return longest.size == 0 and _first(longest) < _first(line)
+
+    def forget_if_empty(self, key: K, keyed: _Keyed[T]) -> None:
+        line = keyed.pool._line
+        unused = line.size == 0 and not line.waiters and not keyed.users
+        if unused and self._pools.get(key) is keyed:
+            del self._pools[key]
+
+    def _longest_waiting(self) -> Line[T] | None:
+        """Return the line whose first has waited longest, of those that could use a slot."""
+        return min(self._wanting(), key=_first, default=None)
+
+    def _wanting(self) -> list[Line[T]]:
+        lines = (keyed.pool._line for keyed in self._pools.values())
+        return [line for line in lines if line.waiters and line.size < line.limit]
+
+
+def _first(line: Line[Any]) -> float:
+    return next(iter(line.waiters.values()))
+
+
+def _idle_since(pool: ConnectionPool[Any]) -> float:
+    line = pool._line
+    item = line.idle[-1] if pool.order_as_stack else line.idle[0]
+    return pool._book.items[id(item)].since
