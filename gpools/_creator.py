@@ -47,23 +47,33 @@ class Creator:
         pool = self._pool()
         if pool is None or pool.closed:
             return
-        line = pool._line
-        wanted = max(len(line.waiters), pool.min_size - len(pool._book.items))
-        allowed = 1 if self.failures else self._at_once
-        while self.in_flight < min(wanted, allowed) and line.open():
-            pause = self._next_try - monotonic() if self.failures else 0
+        while self._more_wanted(pool) and pool._line.open():
+            pause = self._pause()
             if pause > 0:
                 self._look_again_in(pause)
                 return
-            line.claim()
+            pool._line.claim()
             self.in_flight += 1
             spawn_raw(self._create, pool)
+
+    def ready(self) -> bool:
+        """Tell whether another creation would be started if there was a slot."""
+        pool = self._pool()
+        return pool is not None and self._more_wanted(pool) and self._pause() <= 0
+
+    def _more_wanted(self, pool: ConnectionPool[Any]) -> bool:
+        wanted = max(len(pool._line.waiters), pool.min_size - len(pool._book.items))
+        return self.in_flight < min(wanted, 1 if self.failures else self._at_once)
+
+    def _pause(self) -> float:
+        """Return the seconds until the next try, while creations fail."""
+        return self._next_try - monotonic() if self.failures else 0.0
 
     def refuse_newcomers(self) -> None:
         """Raise `PoolUnavailable` while to wait would be in vain.  Never switches."""
         pool = self._pool()
         if self.failures and pool is not None and not pool._book.items:
-            pause = self._next_try - monotonic()
+            pause = self._pause()
             if pause > 0 or self.in_flight:
                 when = "now" if self.in_flight else f"in {pause:.2f} s"
                 raise PoolUnavailable(

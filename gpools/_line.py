@@ -62,10 +62,10 @@ class Budget(Protocol):
         """Tell whether *line* may take a slot now."""
 
     def freed(self, line: Line[Any]) -> None:
-        """Pass on a slot that *line* gave up.  Never switches."""
+        """Note that *line* gave up a slot.  Never switches."""
 
-    def wanted(self, line: Line[Any]) -> None:
-        """Find a slot for *line*, in which somebody waits.  Never switches."""
+    def seek(self) -> None:
+        """Find slots for those who wait, in whatever line.  Never switches."""
 
     def displaces(self, line: Line[Any]) -> bool:
         """Tell whether an item that comes back to *line* must make way for another line."""
@@ -179,6 +179,7 @@ class Line(Generic[T]):
         if self.budget is not None:
             self.budget.used -= 1
             self.budget.freed(self)
+            self.budget.seek()
 
     def wake(self) -> None:
         """Let the first in line in, if something is to be had.  Never switches."""
@@ -187,8 +188,8 @@ class Line(Generic[T]):
                 self.look()
             elif self.maker is not None and self.open():
                 self.maker()
-            elif self.budget is not None:
-                self.budget.wanted(self)
+            else:
+                self._pass_on()
 
     def look(self) -> None:
         """Have the hub look soon whether something is to be had.  Never switches."""
@@ -211,6 +212,7 @@ class Line(Generic[T]):
         self._scheduled = False
         if not self.waiters:
             self.errors.clear()
+            self._pass_on()
             return
         error = None
         if self.refusal is not None:
@@ -220,6 +222,7 @@ class Line(Generic[T]):
         elif self.errors:
             error = self.errors.popleft()
         else:
+            self._pass_on()
             return
         granted = NOTHING if error is not None else self.take(first=True)
         first, _ = self.waiters.popitem(last=False)
@@ -228,6 +231,11 @@ class Line(Generic[T]):
             first.throw(error)
         else:
             first.switch(granted)
+
+    def _pass_on(self) -> None:
+        # What is not for this line may be for another under the same limit.
+        if self.budget is not None:
+            self.budget.seek()
 
     def _shed_first(self) -> BaseException | None:
         if self.shed is None:

@@ -206,17 +206,19 @@ class _Budget(Generic[K, T]):
         return longest is None or longest is line
 
     def freed(self, line: Line[Any]) -> None:
-        longest = self._longest_waiting()
-        if longest is not None:
-            longest.wake()
         if line.size == 0:
             for key, keyed in list(self._pools.items()):
                 if keyed.pool._line is line:
                     self.forget_if_empty(key, keyed)
 
-    def wanted(self, line: Line[Any]) -> None:
-        # To destroy an item can switch, so that is left to the hub.
-        if self.used >= self.limit and not self._scheduled:
+    def seek(self) -> None:
+        longest = self._longest_waiting()
+        if longest is None:
+            return
+        if self.used < self.limit:
+            longest.wake()  # it may take the slot, being the longest
+        elif not self._scheduled:
+            # To destroy an item can switch, so that is left to the hub.
             get_hub().loop.run_callback(self._make_room)
             self._scheduled = True
 
@@ -255,8 +257,14 @@ class _Budget(Generic[K, T]):
         return min(self._wanting(), key=_first, default=None)
 
     def _wanting(self) -> list[Line[T]]:
-        lines = (keyed.pool._line for keyed in self._pools.values())
-        return [line for line in lines if line.waiters and line.size < line.limit]
+        """Return the lines in which somebody waits who could use a slot now."""
+        return [
+            keyed.pool._line
+            for keyed in self._pools.values()
+            if keyed.pool._line.waiters
+            and keyed.pool._line.size < keyed.pool._line.limit
+            and (keyed.pool._book.creator is None or keyed.pool._book.creator.ready())
+        ]
 
 
 def _first(line: Line[Any]) -> float:
