@@ -115,8 +115,8 @@ class TestHttpServer:
     def test_counts_connections_and_requests(self, http_server):
         with connect(http_server) as one, connect(http_server) as two:
             for client in (one, one, two):
-                client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                assert client.recv(4096).startswith(b"HTTP/1.1 200")
+                client.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
+                assert client.recv(4096).endswith(b"\r\n\r\n")
             until(lambda: http_server.stats()["open"] == 2)
         until(lambda: http_server.stats()["open"] == 0)
         assert http_server.stats() == {"accepted": 2, "open": 0, "peak": 2, "requests": 3}
@@ -148,13 +148,12 @@ class TestHttpServer:
 
     def test_closes_while_idle(self, http_server):
         with connect(http_server) as idle, connect(http_server) as busy:
-            idle.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert idle.recv(4096)
+            idle.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
+            assert idle.recv(4096).endswith(b"\r\n\r\n")
             busy.sendall(b"GET /?silent=1 HTTP/1.1\r\n\r\n")
             until(lambda: http_server.stats()["requests"] == 2)
             assert http_server.close_idle() == 1
-            idle_rest = read_all(idle)
-            assert idle_rest == b"" or idle_rest.startswith(b"{")
+            assert read_all(idle) == b""
             assert http_server.stats()["open"] == 1
             assert http_server.reset_all() == 1
             with pytest.raises(ConnectionResetError):
