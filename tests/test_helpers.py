@@ -98,6 +98,13 @@ class TestRedisServer:
             assert exchange(client).startswith(b"-NOAUTH")
         assert server.unixsocket.is_socket()
 
+    def test_runs_where_no_redis_server_is_installed(self, start_server, monkeypatch):
+        """The demo extra brings a binary in a package."""
+        monkeypatch.setenv("PATH", "")
+        assert "site-packages" in str(RedisServer.binary())
+        server = start_server(RedisServer)
+        assert server.call("SET", "key", "value") == "OK"
+
     def test_stop_ends_a_frozen_one(self, start_server):
         server = start_server(RedisServer)
         server.freeze()
