@@ -202,7 +202,7 @@ class TestEveryServer:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the kernel sees to it on Linux only")
     @pytest.mark.parametrize("server_class", [RedisServer, HttpServer])
-    def test_dies_with_its_parent(self, server_class):
+    def test_dies_with_its_parent(self, server_class, tmp_path):
         require_server(server_class)
         program = (
             "import sys; from tests import servers;"
@@ -210,7 +210,10 @@ class TestEveryServer:
             "print(s.pid, flush=True); sys.stdin.read()"
         )
         with subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", program],
+            env=os.environ | {"TMPDIR": str(tmp_path)},  # its directory outlives it
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         ) as parent:
             pid = int(parent.stdout.readline())
             os.kill(pid, 0)
