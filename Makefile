@@ -22,7 +22,7 @@ clean:
 
 $(VENV)/%.stamp: pyproject.toml | $(VENV)/made.stamp
 	@echo "installing gpools[$*] into $(VENV) (a minute or so, once)"
-	@$(PIP) install --quiet --editable '.[$*]'
+	@$(PIP) install -qq --editable '.[$*]'
 	@touch $@
 
 # --clear: a venv that was interrupted, or made where ensurepip was missing,

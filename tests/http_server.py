@@ -95,15 +95,16 @@ class Connection:
         if request[0] == "HEAD":
             payload = b""
 
-        self.send_head(status, headers)
-        if setting("cut") is not None:
-            self.socket.sendall(payload[: int(setting("cut"))])
+        cut = setting("cut")
+        if cut is not None:
+            payload = payload[: int(cut)]
+        self.send(self.head(status, headers), payload, setting("drip"))
+        if cut is not None:
             if setting("then") == "hang":
                 gevent.sleep(3600)
             if setting("then") == "rst":
                 self.reset()
             return False
-        self.send(payload, setting("drip"))
         return not close and not setting("fin")
 
     def status_and_headers(self, request, setting):
@@ -134,16 +135,19 @@ class Connection:
             echo["padding"] = "x" * int(setting("size"))
         return json.dumps(echo).encode()
 
-    def send_head(self, status, headers):
+    def head(self, status, headers):
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers]
-        self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
-    def send(self, payload, drip):
-        step = len(payload) if drip is None else 1
-        for start in range(0, len(payload), step or 1):
-            gevent.sleep(float(drip or 0))
-            self.socket.sendall(payload[start : start + step])
+    def send(self, head, payload, drip):
+        if drip is None:
+            self.socket.sendall(head + payload)
+            return
+        self.socket.sendall(head)
+        for byte in range(len(payload)):
+            gevent.sleep(float(drip))
+            self.socket.sendall(payload[byte : byte + 1])
 
     def reset(self):
         """Have the close send RST instead of FIN."""

@@ -98,6 +98,13 @@ class TestRedisServer:
             assert exchange(client).startswith(b"-NOAUTH")
         assert server.unixsocket.is_socket()
 
+    def test_runs_where_no_redis_server_is_installed(self, start_server, monkeypatch):
+        """The demo extra brings a binary in a package."""
+        monkeypatch.setenv("PATH", "")
+        assert "site-packages" in str(RedisServer.binary())
+        server = start_server(RedisServer)
+        assert server.call("SET", "key", "value") == "OK"
+
     def test_stop_ends_a_frozen_one(self, start_server):
         server = start_server(RedisServer)
         server.freeze()
@@ -115,8 +122,8 @@ class TestHttpServer:
     def test_counts_connections_and_requests(self, http_server):
         with connect(http_server) as one, connect(http_server) as two:
             for client in (one, one, two):
-                client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                assert client.recv(4096).startswith(b"HTTP/1.1 200")
+                client.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
+                assert client.recv(4096).endswith(b"\r\n\r\n")
             until(lambda: http_server.stats()["open"] == 2)
         until(lambda: http_server.stats()["open"] == 0)
         assert http_server.stats() == {"accepted": 2, "open": 0, "peak": 2, "requests": 3}
@@ -148,13 +155,12 @@ class TestHttpServer:
 
     def test_closes_while_idle(self, http_server):
         with connect(http_server) as idle, connect(http_server) as busy:
-            idle.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert idle.recv(4096)
+            idle.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
+            assert idle.recv(4096).endswith(b"\r\n\r\n")
             busy.sendall(b"GET /?silent=1 HTTP/1.1\r\n\r\n")
             until(lambda: http_server.stats()["requests"] == 2)
             assert http_server.close_idle() == 1
-            idle_rest = read_all(idle)
-            assert idle_rest == b"" or idle_rest.startswith(b"{")
+            assert read_all(idle) == b""
             assert http_server.stats()["open"] == 1
             assert http_server.reset_all() == 1
             with pytest.raises(ConnectionResetError):
@@ -196,7 +202,7 @@ class TestEveryServer:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the kernel sees to it on Linux only")
     @pytest.mark.parametrize("server_class", [RedisServer, HttpServer])
-    def test_dies_with_its_parent(self, server_class):
+    def test_dies_with_its_parent(self, server_class, tmp_path):
         require_server(server_class)
         program = (
             "import sys; from tests import servers;"
@@ -204,7 +210,10 @@ class TestEveryServer:
             "print(s.pid, flush=True); sys.stdin.read()"
         )
         with subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", program],
+            env=os.environ | {"TMPDIR": str(tmp_path)},  # its directory outlives it
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         ) as parent:
             pid = int(parent.stdout.readline())
             os.kill(pid, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
+from functools import cache
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -117,6 +118,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         return not isinstance(error, (OSError, HTTPException, httplib2.HttpLib2Error))
 
     def _adopt(self, item: httplib2.Http) -> None:
+        item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         self._http.remember(item)
 
     # What an Http is asked for beside request().  Each applies to the clients
@@ -236,6 +238,28 @@ class _Clients:
         # Those learnt from credentials that were taken away again, too.
         own = {credentials[1:] for credentials in settings.credentials}
         http.authorizations = [a for a in http.authorizations if a.credentials in own]
+
+
+class _Whole:
+    """Mixed into `httplib2.Http`: a request that ends by an error ends its connection.
+
+    httplib2 keeps a connection on which a Timeout hit, and when the Timeout is
+    caught it takes the late answer for that of its next request.
+    """
+
+    def _conn_request(self, conn: HTTPConnection, *args: Any) -> Any:
+        try:
+            return super()._conn_request(conn, *args)  # type: ignore[misc]
+        except BaseException:
+            conn.close()
+            raise
+
+
+@cache
+def _whole(http_class: type[httplib2.Http]) -> type[httplib2.Http]:
+    if issubclass(http_class, _Whole):
+        return http_class
+    return type(f"Pooled{http_class.__name__}", (_Whole, http_class), {})
 
 
 def _between_requests(connection: HTTPConnection) -> bool:

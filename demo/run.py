@@ -1,0 +1,105 @@
+"""python -m demo [--seconds 22] [--greenlets 100] [--seed 1] [--plain]
+
+The exit status is 0 if gpools kept its promises, 1 if not, 2 if the demo could
+not run.  Nothing that it starts outlives it.
+"""
+
+import argparse
+import contextlib
+import signal
+import sys
+from time import monotonic
+
+import gevent
+
+from demo.screen import Screen
+from demo.storm import MAX_SIZE, PHASES, Contender, HttpSide, RedisSide, Weather
+from demo.verdict import verdict
+from tests.servers import RedisServer
+
+
+def options():
+    parser = argparse.ArgumentParser(prog="python -m demo", description="gpools in a storm")
+    parser.add_argument("--seconds", type=float, default=22, help="length of the load")
+    parser.add_argument("--greenlets", type=int, default=100, help="in front of each pool")
+    parser.add_argument("--seed", type=int, default=1, help="of what is asked and cut off when")
+    parser.add_argument("--plain", action="store_true", help="plain lines, even on a terminal")
+    option = parser.parse_args()
+    if option.seconds <= 0 or option.greenlets < 1:
+        parser.error("--seconds and --greenlets must be more than 0")
+    return option
+
+
+def start(contenders, stack):
+    """Start all servers at the same time; *stack* stops them."""
+    servers = [contender.side.server for contender in contenders]
+    for server in servers:
+        stack.callback(server.stop)
+    gevent.joinall([gevent.spawn(server.start) for server in servers], raise_error=True)
+    for contender in contenders:
+        contender.prepare()
+
+
+def weather_the_storm(contenders, option, screen):
+    """Run all phases and the full check; return the results."""
+
+    def results():
+        return [contender.result() for contender in contenders]
+
+    weather = Weather()
+    for contender in contenders:
+        contender.set_off(option.greenlets, option.seed, weather)
+    began = monotonic()
+    for number, phase in enumerate(PHASES, 1):
+        screen.headline(number, len(PHASES), phase.headline)
+        weather.stormy = phase.stormy
+        seconds, phase_began = option.seconds * phase.share, monotonic()
+        done = [contender.tally.done for contender in contenders]
+        deed = gevent.spawn(phase.deed, contenders, seconds)
+        while monotonic() < phase_began + seconds or not deed.ready():
+            screen.progress(monotonic() - began, option.seconds, results())
+            gevent.sleep(min(0.25, seconds / 4))
+        deed.get()
+        for contender, before in zip(contenders, done, strict=True):
+            rate = (contender.tally.done - before) / (monotonic() - phase_began)
+            contender.before = rate if phase is PHASES[0] else contender.before
+            contender.after = rate if phase is PHASES[-1] else contender.after
+        screen.passage(monotonic() - began, results())
+    weather.over.set()
+    gevent.joinall([gevent.spawn(c.come_to_rest) for c in contenders], raise_error=True)
+    gevent.joinall([gevent.spawn(c.full_check) for c in contenders], raise_error=True)
+    return results()
+
+
+def run(option):
+    """Run the demo; return its exit status."""
+    if reason := RedisServer.missing():
+        print(f"the demo cannot run: {reason}", file=sys.stderr)
+        return 2
+    contenders = [
+        Contender(side(), recipe)
+        for side in (HttpSide, RedisSide)
+        for recipe in ("gpools", "finally", "except")
+    ]
+    screen = Screen(option.plain)
+    screen.say(
+        f"{len(contenders)} pools of {MAX_SIZE} clients, each with a real server of its own and "
+        f"{option.greenlets} greenlets that want one"
+    )
+    with contextlib.ExitStack() as stack:
+        start(contenders, stack)
+        with screen:
+            results = weather_the_storm(contenders, option, screen)
+    screen.end(results)
+    return verdict(results)[0]
+
+
+def main():
+    option = options()
+    sys.stdout.reconfigure(errors="replace")
+    # A plain kill must stop the servers too, as Ctrl-C does.
+    gevent.signal_handler(signal.SIGTERM, gevent.kill, gevent.getcurrent(), SystemExit(143))
+    try:
+        sys.exit(run(option))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,132 @@
+"""Every example runs offline, by itself, and prints what it shows."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+
+from tests.servers import RedisServer, require_server
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("[a-z]*.py"))}
+
+PRINTS = {
+    "custom_client": """\
+        create
+        ONE
+        reset
+        check
+        destroy
+        create
+        TWO
+        reset
+        destroy
+    """,
+    "custom_http": """\
+        200 {'you asked for': '/users/7'}
+        <ApiPool 'api' 1 idle, 0 in use, 0 waiting, max 2>
+    """,
+    "custom_redis": """\
+        left: 9
+        left: 8
+        <ShopPool 'shop' 1 idle, 0 in use, 0 waiting, max 2>
+    """,
+    "eventlet_after": """\
+        ann: the database refused the first connection
+        bob has a connection
+        free: 1, waiting: 0
+    """,
+    "eventlet_before": """\
+        ann: the database refused the first connection
+        bob: 0.1 seconds
+        free: 1, waiting: 0
+    """,
+    "http_pool": """\
+        200 this is /one
+        the answer to /slow is still on its way
+        this is /two
+        <HttpPool 1 idle, 0 in use, 0 waiting, max 1>
+    """,
+    "lambda_style": """\
+        connecting to db1, timeout 5 s
+        connecting to db1, timeout 5 s
+        <Pool 0 idle, 2 in use, 4 waiting, max 2>
+        [0, 1, 4, 9, 16, 25]
+        <Pool 2 idle, 0 in use, 0 waiting, max 2>
+    """,
+    "partial_style": """\
+        the server accepts a connection
+        ONE TWO THREE
+    """,
+    "redis_pool": """\
+        visits: 20
+        after a Timeout: <RedisPool 1 idle, 0 in use, 0 waiting, max 2>
+        the command was wrong, the connection is kept: value is not an integer or out of range
+        after an error reply: <RedisPool 1 idle, 0 in use, 0 waiting, max 2>
+        after SELECT: <RedisPool 0 idle, 0 in use, 0 waiting, max 2>
+    """,
+    "subclassing": """\
+        ann@db1 session 1
+        ann@db1 session 1
+        ann@db1 session 2
+        <SessionPool 1 idle, 0 in use, 0 waiting, max 1>
+    """,
+    "token_pool": """\
+        3 upload, 7 wait
+        at most 3 at a time, 3 tokens free at the end
+    """,
+}
+
+
+def lines(text):
+    return [line.strip() for line in text.strip().splitlines()]
+
+
+def test_each_example_has_its_output_here():
+    assert EXAMPLES.keys() == PRINTS.keys()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_prints_what_it_shows(name):
+    source = EXAMPLES[name].read_text()
+    if "_redis" in source:
+        require_server(RedisServer)
+    if "from eventlet" in source and importlib.util.find_spec("eventlet") is None:
+        pytest.skip("eventlet is not installed")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES[name]],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # where gpools is not installed
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    assert lines(done.stdout) == lines(PRINTS[name])
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem
+)
+def test_example_is_short_and_says_what_it_shows(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= 40
+    assert 1 <= len(ast.get_docstring(ast.parse(source)).splitlines()) <= 2
+
+
+def test_moving_from_eventlet_changes_the_imports_only():
+    before, after = (
+        ast.parse(EXAMPLES[name].read_text()).body[1:]
+        for name in ("eventlet_before", "eventlet_after")
+    )
+    changed = [
+        (old, new) for old, new in zip_longest(before, after) if ast.dump(old) != ast.dump(new)
+    ]
+    assert changed
+    assert all(isinstance(node, ast.ImportFrom) for pair in changed for node in pair)
