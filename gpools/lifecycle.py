@@ -113,7 +113,7 @@ class Lifecycle:
 
     def check_due(self, entry: Entry[Any], now: float) -> bool:
         """Tell whether an idle *entry* must be checked before it goes out."""
-        if self.check_after == inf:
+        if self.check_after == inf or entry.state is not IDLE:
             return False
         return now > entry.since + self.check_after or entry.since <= self.suspect
 
