@@ -24,6 +24,7 @@ from gevent.hub import Hub
 from gpools.errors import PoolError, PoolTimeout, PoolUnavailable
 
 if TYPE_CHECKING:
+    from gpools._line import Line
     from gpools.connection import ConnectionPool
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between tries while creations fail
@@ -86,6 +87,7 @@ class Creator:
         return Creator(pool, self._at_once, self._create_timeout)
 
     def _create(self, pool: ConnectionPool[Any]) -> None:
+        line = pool._line
         timer = Timeout.start_new(self._create_timeout)
         try:
             item = pool._fill()
@@ -94,7 +96,7 @@ class Creator:
             # and somebody in line may have nothing else to hope for.
             timer.close()
             self.in_flight -= 1
-            self._failed(pool, self._as_seen(error, timer))
+            self._failed(pool, line, self._as_seen(error, timer))
         else:
             timer.close()
             self.in_flight -= 1
@@ -113,14 +115,14 @@ class Creator:
         seen.__cause__ = error
         return seen
 
-    def _failed(self, pool: ConnectionPool[Any], error: Exception) -> None:
+    def _failed(self, pool: ConnectionPool[Any], line: Line[Any], error: Exception) -> None:
         self.failures += 1
         self.last_error = error
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 16))
         self._next_try = monotonic() + pause * (0.5 + 0.5 * random())
         in_vain = not pool._book.items and not self.in_flight
-        pool._line.fail(error, everybody=in_vain)
-        pool._vacate(pool._line)
+        line.fail(error, everybody=in_vain)
+        pool._vacate(line)
 
     def _look_again_in(self, pause: float) -> None:
         if self._alarm is None:

@@ -134,10 +134,10 @@ class ConnectionPool(Pool[T]):
         count_holds: bool = False,
     ) -> None:
         _require_sizes(min_size, max_size)
-        _require_above(0, max_age=max_age, max_idle=max_idle, leak_after=leak_after)
-        _require_above(0, check_timeout=check_timeout, destroy_timeout=destroy_timeout)
-        _require_above(0, max_creating=max_creating, create_timeout=create_timeout)
-        _require_above(-1, timeout=timeout, max_waiting=max_waiting, check_after=check_after)
+        _require_positive(max_age=max_age, max_idle=max_idle, leak_after=leak_after)
+        _require_positive(check_timeout=check_timeout, destroy_timeout=destroy_timeout)
+        _require_positive(max_creating=max_creating, create_timeout=create_timeout)
+        _require_not_negative(timeout=timeout, max_waiting=max_waiting, check_after=check_after)
         if check is None and type(self).check is ConnectionPool.check:
             check_after = None  # it would always say yes: spare the idle path the detour
         self._book = Book(
@@ -270,7 +270,8 @@ class ConnectionPool(Pool[T]):
         their successors are not all made at once.  Until its moment an item is
         handed out as before.  Switches only if `destroy` does.
         """
-        _require_above(-1, spread=spread)
+        _require_not_negative(spread=spread)
+        self._belong_here()
         book, now = self._book, monotonic()
         book.life.recycle(book.items.values(), now, spread, random)
         self._retire_expired(now)
@@ -286,9 +287,8 @@ class ConnectionPool(Pool[T]):
         """
         if self._book.creator is None:
             self._within(timeout, self._fill_up)
-        elif len(self._book.items) < self.min_size:
-            self._book.creator.look()
-            self._within(timeout, self._book.filled.wait)
+        else:
+            self._within(timeout, self._await_filled)
         if self._line.refusal is not None:
             raise self._line.refusal()
 
@@ -309,6 +309,7 @@ class ConnectionPool(Pool[T]):
         Switches if there is something to wait for or `destroy` does.
         """
         line, book = self._line, self._book
+        self._belong_here()
         if not self.closed:
             self._tell("closed")
         line.refusal = lambda: PoolClosed(f"{self!r} is closed")
@@ -360,6 +361,7 @@ class ConnectionPool(Pool[T]):
     @max_size.setter
     def max_size(self, new_size: int) -> None:
         _require_sizes(self.min_size, new_size)
+        self._belong_here()
         line, book = self._line, self._book
         line.limit = new_size
         line.wake()
@@ -499,6 +501,7 @@ class ConnectionPool(Pool[T]):
     def _fill(self) -> T:
         """Make an item and enter it in the book; the slot stays the caller's if it fails."""
         line, book = self._line, self._book
+        self._belong_here()
         generation, begun = book.life.generation, monotonic()
         try:
             item = self.create()
@@ -543,6 +546,13 @@ class ConnectionPool(Pool[T]):
             item = self._new()
             self._shelve(book.items[id(item)], item)
 
+    def _await_filled(self) -> None:
+        book = self._book
+        while len(book.items) < self.min_size and not self.closed and book.creator is not None:
+            book.filled.clear()
+            book.creator.look()
+            book.filled.wait()
+
     def _adopt(self, item: T) -> None:
         """For adapters: see to an item fresh from `create`, whoever wrote that; may switch."""
 
@@ -572,6 +582,8 @@ class ConnectionPool(Pool[T]):
 
     def _shelve(self, entry: Entry[T], item: T) -> None:
         line, book, now = self._line, self._book, monotonic()
+        if book.items.get(entry.key) is not entry:  # inherited by a fork
+            return
         reason = book.life.verdict(entry, now)
         if line.refusal is not None:
             reason = "closed"
@@ -596,22 +608,22 @@ class ConnectionPool(Pool[T]):
 
     def _let_go(self, reason: str, *items: T) -> None:
         """Destroy items that nobody else can reach; their slots come free when they are gone."""
+        self._let_all_go([(reason, item) for item in items])
+
+    def _let_all_go(self, doomed: list[tuple[str, T]]) -> None:
         line, book = self._line, self._book
         going = []
-        for item in items:
+        for reason, item in doomed:
             entry = book.items.pop(id(item), None)
             if entry is not None:  # else it was inherited by a fork
                 entry.state = GONE
                 entry.find = partial(same, item)  # no report when it is collected
                 book.going[id(item)] = item
-                going.append(item)
+                going.append(partial(self._destroy, line, book, reason, item))
         if going:
-            aside(partial(self._destroy_each, line, book, reason, going))
-
-    def _destroy_each(self, line: Any, book: Book[T], reason: str, items: list[T]) -> None:
-        for item in items:
-            # Aside, each, for a slow one must not delay the next.
-            aside(partial(self._destroy, line, book, reason, item))
+            # Aside, all together, for a kill must not save the last of them,
+            # and each of them, for a slow one must not delay the next.
+            aside(partial(_each_aside, going))
 
     def _destroy(self, line: Any, book: Book[T], reason: str, item: T) -> None:
         try:
@@ -647,20 +659,18 @@ class ConnectionPool(Pool[T]):
         """Let go of the idle items that are too old; may switch if `destroy` does."""
         line, book = self._line, self._book
         spare = len(book.items) - self.min_size
-        kept: deque[T] = deque()
-        expired: dict[str, list[T]] = {}
+        expired = []
         for item in line.idle:
             reason = book.life.verdict(book.items[id(item)], now, spare > 0)
-            if reason is None:
-                kept.append(item)
-            else:
-                expired.setdefault(reason, []).append(item)
+            if reason is not None:
+                expired.append((reason, item))
                 spare -= 1
         if expired:
+            gone = {id(item) for _, item in expired}
+            kept = [item for item in line.idle if id(item) not in gone]
             line.idle.clear()
             line.idle.extend(kept)
-        for reason, items in expired.items():
-            self._let_go(reason, *items)
+            self._let_all_go(expired)
 
     # Watching.
 
@@ -692,7 +702,10 @@ class ConnectionPool(Pool[T]):
         del book.items[key]
         hold = self._hold_of(entry)
         book.counters.leaks += 1
-        log.warning("%r: an item was dropped without put or discard after %s", self, hold)
+        # By another greenlet, for this may be the hub, where a handler could not wait.
+        spawn_raw(
+            log.warning, "%r: an item was dropped without put or discard after %s", self, hold
+        )
         self._tell("leaked", hold)
         self._gone(line, book, "collected")
 
@@ -737,6 +750,7 @@ class ConnectionPool(Pool[T]):
             f"no item came free within {timeout} s ({len(holds)} of {line.limit} in use{others}, "
             f"{len(line.waiters)} still waiting{longest}); {advice}"
         )
+        late.holders = tuple(holds)
         if book.creator is not None:
             late.__cause__ = book.creator.last_error
         return late
@@ -748,6 +762,7 @@ class ConnectionPool(Pool[T]):
         book, here = self._book, _thread()
         if book.thread is None:
             book.thread = here
+        if book.thread == here:
             return
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         raise WrongThread(
@@ -830,14 +845,21 @@ def _require_sizes(min_size: int, max_size: int) -> None:
         raise ValueError(f"min_size is {min_size} but max_size is {max_size}")
 
 
-def _require_above(bound: float, **settings: float | None) -> None:
-    """Refuse settings that are not above *bound* (0, or -1 for "not negative"), or None."""
+def _require_positive(**settings: float | None) -> None:
     for name, value in settings.items():
-        if value is None:
-            continue
-        if not value > bound or (bound < 0 and value < 0):
-            least = "above 0" if bound == 0 else "at least 0"
-            raise ValueError(f"{name} is {value!r} but must be {least}, or None")
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value!r} but must be above 0, or None")
+
+
+def _require_not_negative(**settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} is {value!r} but must be at least 0, or None")
+
+
+def _each_aside(acts: list[Callable[[], None]]) -> None:
+    for act in acts:
+        aside(act)
 
 
 def _call_listener(heard: Callable[..., object], *about: object) -> None:

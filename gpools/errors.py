@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import queue
+from typing import TYPE_CHECKING
 
 from gevent.exceptions import BlockingSwitchOutError
+
+if TYPE_CHECKING:
+    from gpools._holders import Hold
 
 __all__ = [
     "HubWouldBlock",
@@ -24,7 +28,12 @@ class PoolError(Exception):
 
 
 class PoolTimeout(PoolError, TimeoutError):
-    """No item could be had within the timeout; the message tells who holds them."""
+    """No item could be had within the timeout; the message tells who holds them longest.
+
+    *holders* are all of them, longest first, from a connection pool.
+    """
+
+    holders: tuple[Hold, ...] = ()
 
 
 class PoolShed(PoolTimeout):
