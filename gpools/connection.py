@@ -612,7 +612,7 @@ class ConnectionPool(Pool[T]):
 
     def _let_all_go(self, doomed: list[tuple[str, T]]) -> None:
         line, book = self._line, self._book
-        going = []
+        going: list[Callable[[], None]] = []
         for reason, item in doomed:
             entry = book.items.pop(id(item), None)
             if entry is not None:  # else it was inherited by a fork
