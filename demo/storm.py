@@ -131,6 +131,7 @@ class Contender:
             self.pool = self.side.gpools()
 
     def set_off(self, greenlets, seed, weather):
+        self.weather = weather
         self.workers = [
             Worker(index, seed, greenlets, self.pool, self.side.ask, self.tally, weather)
             for index in range(greenlets)
@@ -142,6 +143,10 @@ class Contender:
             with contextlib.suppress(OSError):
                 self.side.watch()
             gevent.sleep(0.02 if self.side.title == "Redis" else 0.2)
+
+    def stop(self):
+        self.weather.over.set()  # else others take over from the killed
+        gevent.killall([self.watcher, *(worker.greenlet for worker in self.workers)])
 
     def come_to_rest(self):
         """Wait for the workers to end; count those that hang."""
@@ -157,7 +162,6 @@ class Contender:
             while len(taken) < MAX_SIZE:
                 taken.append(self.pool.get(timeout=0.5))
         self.lost = MAX_SIZE - len(taken)
-        self.watcher.kill()
         self.side.watch()
         for client in taken:
             self.pool.put(client)
