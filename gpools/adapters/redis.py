@@ -268,8 +268,11 @@ class _Tracked:
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        self._note(args)
-        super().send_command(*args, **kwargs)  # type: ignore[misc]
+        packed = self.pack_command(*args)  # type: ignore[attr-defined]
+        self._note(args)  # not of what cannot be packed: it is not sent
+        self.send_packed_command(  # type: ignore[attr-defined]
+            packed, check_health=kwargs.get("check_health", True)
+        )
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         commands = list(commands)
