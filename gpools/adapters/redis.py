@@ -192,7 +192,7 @@ class OneConnection(redis.ConnectionPool):
         return self.connection
 
     def release(self, connection: Any) -> None:
-        """Take the connection back."""
+        """Take the connection back; close it if replies were not read."""
         if connection is self.connection:
             self.taken = False
 
@@ -207,6 +207,9 @@ class OneConnection(redis.ConnectionPool):
 
     def refuse_if_used_up(self) -> None:
         """Raise `PoolError` unless the connection is as it was when it was made."""
+            if connection.owed:
+                # A pipeline gave up half way; the next command would read what is left.
+                connection.disconnect()
         if self.taken:
             raise PoolError("a pipeline, a pubsub or a monitor still has the connection")
         if self.connection.owed:
