@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -98,7 +99,9 @@ class RedisPool(ConnectionPool["redis.Redis"]):
 
     def reset(self, item: redis.Redis) -> None:
         """Refuse a client whose connection is not as it was; never switches."""
-        _only(item).refuse_if_used_up()
+        only = _only(item)
+        only.refuse_if_used_up()
+        item.connection_pool = only.pass_on()
 
     def destroy(self, item: redis.Redis) -> None:
         """Close the connection for good, whoever still has a pipeline or pubsub on it."""
@@ -171,7 +174,7 @@ class OneConnection(redis.ConnectionPool):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.connection: Any = self.make_connection()  # a _Tracked
+        self.connection: Any = self.make_connection()  # a _Tracked; None once passed on
         self.taken = False
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
@@ -180,6 +183,11 @@ class OneConnection(redis.ConnectionPool):
             raise redis.exceptions.MaxConnectionsError(
                 "a pooled client has one connection, and a watching pipeline, a pubsub or a "
                 "monitor has it; take another item for more"
+        if self.connection is None:
+            raise redis.ConnectionError(
+                "the client of this pipeline, pubsub or monitor is back in its pool; "
+                "use it inside the with block"
+            )
             )
         self.taken = True
         try:
@@ -203,7 +211,18 @@ class OneConnection(redis.ConnectionPool):
     def retire(self) -> None:
         """Close the connection; nobody can open it again."""
         self.connection.retired = True
-        self.connection.disconnect()
+        if self.connection is not None:
+            self.connection.disconnect()
+
+    def pass_on(self) -> OneConnection:
+        """Give the connection to a successor of this pool.
+
+        What the last user still has of this one, a pipeline or a pubsub, can do
+        nothing to the connection of the next.
+        """
+        successor = copy(self)
+        self.connection = None
+        return successor
 
     def refuse_if_used_up(self) -> None:
         """Raise `PoolError` unless the connection is as it was when it was made."""
