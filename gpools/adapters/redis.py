@@ -128,7 +128,10 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         if not isinstance(item.connection_pool, OneConnection):
             if item.connection is not None:
                 raise PoolError("create() returned a client with single_connection_client set")
-            item.connection_pool = OneConnection.like(item.connection_pool)
+            former = item.connection_pool
+            item.connection_pool = OneConnection.like(former)
+            if item.auto_close_connection_pool:  # nobody else has it; it may have connected
+                former.disconnect()
             item.auto_close_connection_pool = False
         _only(item).connection.connect()
 
