@@ -11,6 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from gpools.adapters._half_open import close_half_open
 from gpools.connection import ConnectionPool
 from gpools.errors import PoolError
 
@@ -182,15 +183,15 @@ class OneConnection(redis.ConnectionPool):
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Take the connection, connected; refuse while somebody has it."""
-        if self.taken:
-            raise redis.exceptions.MaxConnectionsError(
-                "a pooled client has one connection, and a watching pipeline, a pubsub or a "
-                "monitor has it; take another item for more"
         if self.connection is None:
             raise redis.ConnectionError(
                 "the client of this pipeline, pubsub or monitor is back in its pool; "
                 "use it inside the with block"
             )
+        if self.taken:
+            raise redis.exceptions.MaxConnectionsError(
+                "a pooled client has one connection, and a watching pipeline, a pubsub or a "
+                "monitor has it; take another item for more"
             )
         self.taken = True
         try:
@@ -206,14 +207,12 @@ class OneConnection(redis.ConnectionPool):
         """Take the connection back; close it if replies were not read."""
         if connection is self.connection:
             self.taken = False
+            if connection.owed:
+                # A pipeline gave up half way; the next command would read what is left.
+                connection.disconnect()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the connection; the client would open it again."""
-        self.connection.disconnect()
-
-    def retire(self) -> None:
-        """Close the connection; nobody can open it again."""
-        self.connection.retired = True
         if self.connection is not None:
             self.connection.disconnect()
 
@@ -227,11 +226,13 @@ class OneConnection(redis.ConnectionPool):
         self.connection = None
         return successor
 
+    def retire(self) -> None:
+        """Close the connection; nobody can open it again."""
+        self.connection.retired = True
+        self.connection.disconnect()
+
     def refuse_if_used_up(self) -> None:
         """Raise `PoolError` unless the connection is as it was when it was made."""
-            if connection.owed:
-                # A pipeline gave up half way; the next command would read what is left.
-                connection.disconnect()
         if self.taken:
             raise PoolError("a pipeline, a pubsub or a monitor still has the connection")
         if self.connection.owed:
@@ -284,7 +285,11 @@ class _Tracked:
     def _connect(self) -> Any:
         if self.retired:
             raise redis.ConnectionError("the pool has closed this connection for good")
-        return super()._connect()  # type: ignore[misc]
+        try:
+            return super()._connect()  # type: ignore[misc]
+        except BaseException as error:
+            close_half_open(self, error)
+            raise
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         if not self._shaking_hands:
