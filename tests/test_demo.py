@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from gevent import socket
 
 from demo import run, screen
+from demo.storm import HttpSide, RedisSide
 from demo.verdict import PROMISES, Result, broken, verdict
 from tests.servers import HttpServer, RedisServer, require_server
-from tests.waiting import until
+from tests.waiting import settle, spawn, until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,6 +111,39 @@ def test_without_a_redis_server_it_says_so(monkeypatch, capsys):
 
     assert run.run(Namespace(plain=True, greenlets=1)) == 2
     assert "no redis-server on the PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("side_class", "request_"),
+    [(HttpSide, b"GET / HTTP/1.1\r\n\r\n"), (RedisSide, b"WAIT 1 20\r\n")],
+)
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_server_slow_to_see_a_hang_up_does_not_count_too_many(side_class, request_, before):
+    """A starved server finds the new connection, the end of the old and our question at once."""
+    side = side_class()
+    require_server(type(side.server))
+
+    def replace_oldest():
+        open_ones.popleft().close()
+        open_ones.append(socket.create_connection(side.server.address))
+        open_ones[-1].sendall(request_)
+
+    with side.server:
+        open_ones = deque(socket.create_connection(side.server.address) for _ in range(5))
+        for _ in range(20):
+            side.watch()
+            side.server.freeze()
+            for _ in range(before):
+                replace_oldest()
+            question = spawn(side.watch)
+            settle()
+            replace_oldest()
+            side.server.thaw()
+            question.get()
+        until(lambda: side.watch() or side.peak >= 5)
+        assert side.peak == 5
+        for connection in open_ones:
+            connection.close()
 
 
 class Demo:
