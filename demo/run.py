@@ -35,12 +35,14 @@ def start(contenders, stack):
     servers = [contender.side.server for contender in contenders]
     for server in servers:
         stack.callback(server.stop)
-    gevent.joinall([gevent.spawn(server.start) for server in servers], raise_error=True)
+    starting = [gevent.spawn(server.start) for server in servers]
+    stack.callback(gevent.killall, starting)  # before the servers are stopped
+    gevent.joinall(starting, raise_error=True)
     for contender in contenders:
         contender.prepare()
 
 
-def weather_the_storm(contenders, option, screen):
+def weather_the_storm(contenders, option, screen, stack):
     """Run all phases and the full check; return the results."""
 
     def results():
@@ -49,6 +51,7 @@ def weather_the_storm(contenders, option, screen):
     weather = Weather()
     for contender in contenders:
         contender.set_off(option.greenlets, option.seed, weather)
+        stack.callback(contender.stop)
     began = monotonic()
     for number, phase in enumerate(PHASES, 1):
         screen.headline(number, len(PHASES), phase.headline)
@@ -56,6 +59,7 @@ def weather_the_storm(contenders, option, screen):
         seconds, phase_began = option.seconds * phase.share, monotonic()
         done = [contender.tally.done for contender in contenders]
         deed = gevent.spawn(phase.deed, contenders, seconds)
+        stack.callback(deed.kill)
         while monotonic() < phase_began + seconds or not deed.ready():
             screen.progress(monotonic() - began, option.seconds, results())
             gevent.sleep(min(0.25, seconds / 4))
@@ -89,7 +93,7 @@ def run(option):
     with contextlib.ExitStack() as stack:
         start(contenders, stack)
         with screen:
-            results = weather_the_storm(contenders, option, screen)
+            results = weather_the_storm(contenders, option, screen, stack)
     screen.end(results)
     return verdict(results)[0]
 
@@ -97,9 +101,9 @@ def run(option):
 def main():
     option = options()
     sys.stdout.reconfigure(errors="replace")
-    # A plain kill must stop the servers too, as Ctrl-C does.
-    gevent.signal_handler(signal.SIGTERM, gevent.kill, gevent.getcurrent(), SystemExit(143))
-    try:
-        sys.exit(run(option))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    # A plain kill must stop the servers too.  Python's own way to raise
+    # KeyboardInterrupt may meet a finalizer, and end there.
+    me = gevent.getcurrent()
+    gevent.signal_handler(signal.SIGINT, gevent.kill, me, SystemExit(130))
+    gevent.signal_handler(signal.SIGTERM, gevent.kill, me, SystemExit(143))
+    sys.exit(run(option))

@@ -88,7 +88,7 @@ def closing(results):
     status, complaints = verdict(results)
     if status:
         yield from (Text(f"PROMISE BROKEN: {complaint}", "bold red") for complaint in complaints)
-        yield Text("gpools did NOT keep its promises.", "bold white on red")
+        yield Text("gpools did NOT keep its promises", "bold white on red")
         return
     for recipe in ("finally", "except"):
         naive = [r for r in results if r.recipe == recipe]
@@ -159,7 +159,7 @@ class Screen:
                 for side in ("HTTP", "Redis")
                 for ours, *naive in [[r for r in results if r.side == side]]
             ]
-            self.say(f"     {passed:4.1f} s, answers so far, {';  '.join(told)}")
+            self.say(f"   {passed:4.1f} s  answers from {';  '.join(told)}")
 
     def end(self, results):
         self.stop()

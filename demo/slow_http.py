@@ -1,36 +1,32 @@
-"""`tests.http_server`, slow on purpose, and quick to see that a client has hung up.
+"""`tests.http_server`, slow on purpose, which counts only connections that are open.
 
-Most servers are, nginx for one.  Without it a connection that the client has
-dropped would count as open until its slow answer is ready, beside the one that
-took its place.
+It sees that a client has hung up when it is done with the slow answer, and
+meanwhile the client has long had another connection.  So that the two do not
+count as open at once, it looks before it counts.
 """
 
-import sys
-
-import gevent
-from gevent import select, socket
-
 from tests import http_server
+from tests.proxy import hung_up
 from tests.servers import HttpServer
 
 DELAY = 0.02  # seconds before each answer
 
 
-class Attentive(http_server.Connection):
-    def answer(self, request):
-        if select.select([self.socket], [], [], DELAY)[0]:
-            if not self.socket.recv(1, socket.MSG_PEEK):
-                return False
-            gevent.sleep(DELAY)
-        return super().answer(request)
+class ExactServer(http_server.Server):
+    def serve(self, sock, address):
+        for connection in [c for c in self.connections if hung_up(c.socket)]:
+            del self.connections[connection]
+        super().serve(sock, address)
 
 
 class SlowHttpServer(HttpServer):
+    def __init__(self):
+        super().__init__(delay=DELAY)
+
     def command(self):
-        ports = ["--port", self.port, "--control-port", self.control_port]
-        return [sys.executable, "-m", "demo.slow_http", *ports]
+        return ["demo.slow_http" if w == "tests.http_server" else w for w in super().command()]
 
 
 if __name__ == "__main__":
-    http_server.Connection = Attentive
+    http_server.Server = ExactServer
     http_server.main()

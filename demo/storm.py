@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -94,11 +95,16 @@ class RedisSide:
         with self.admin:
             if not self.server.running:
                 return
-            clients = self.server.call("CLIENT", "LIST").splitlines()
-            # But for this one, and those whose end is only not yet swept up.
-            here = [c for c in clients if "A" not in c.partition(" flags=")[2].split()[0]]
-            self.peak = max(self.peak, len(here) - 1)
+            # Who was there both times was so in between, also where the server
+            # is slow to see that a client has hung up.
+            self.peak = max(self.peak, len(self.clients() & self.clients()) - 1)
             self.opened = self.opened_before + self.server.stats()["accepted"]
+
+    def clients(self):
+        """Return the ids of all connections, that of this question among them."""
+        lines = self.server.call("CLIENT", "LIST").splitlines()
+        # Flag A: has hung up, and only waits to be swept up.
+        return {line.split()[0] for line in lines if not re.search(r" flags=\w*A", line)}
 
     def crash(self):
         with self.admin:
@@ -131,6 +137,7 @@ class Contender:
             self.pool = self.side.gpools()
 
     def set_off(self, greenlets, seed, weather):
+        self.weather = weather
         self.workers = [
             Worker(index, seed, greenlets, self.pool, self.side.ask, self.tally, weather)
             for index in range(greenlets)
@@ -142,6 +149,10 @@ class Contender:
             with contextlib.suppress(OSError):
                 self.side.watch()
             gevent.sleep(0.02 if self.side.title == "Redis" else 0.2)
+
+    def stop(self):
+        self.weather.over.set()  # else others take over from the killed
+        gevent.killall([self.watcher, *(worker.greenlet for worker in self.workers)])
 
     def come_to_rest(self):
         """Wait for the workers to end; count those that hang."""
@@ -157,7 +168,6 @@ class Contender:
             while len(taken) < MAX_SIZE:
                 taken.append(self.pool.get(timeout=0.5))
         self.lost = MAX_SIZE - len(taken)
-        self.watcher.kill()
         self.side.watch()
         for client in taken:
             self.pool.put(client)

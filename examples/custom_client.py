@@ -8,7 +8,7 @@ from gpools import ConnectionPool
 
 def serve(sock, address):
     for line in sock.makefile("rb"):
-        sleep(0.3 if b"slow" in line else 0)
+        sleep(2 if b"slow" in line else 0)
         sock.sendall(line.upper())
 
 
@@ -35,6 +35,6 @@ server = StreamServer(("127.0.0.1", 0), serve)
 server.start()
 with ShoutPool(max_size=1) as pool:
     for words in (b"one\n", b"slow\n", b"two\n"):
-        with Timeout(0.1, False), pool.item(timeout=2) as sock:
+        with Timeout(0.5, False), pool.item(timeout=2) as sock:
             sock.sendall(words)
             print(sock.recv(100).decode().strip())

@@ -15,7 +15,7 @@ def connect():
 
 def ask(name):
     try:
-        with Timeout(0.1), pool.item() as connection:
+        with Timeout(0.5), pool.item() as connection:
             return f"{name} has {connection}"
     except (OSError, Timeout) as error:
         return f"{name}: {error}"

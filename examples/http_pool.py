@@ -11,7 +11,7 @@ from gpools import HttpPool
 
 
 def app(environ, start_response):
-    gevent.sleep(0.3 if environ["PATH_INFO"] == "/slow" else 0)
+    gevent.sleep(2 if environ["PATH_INFO"] == "/slow" else 0)
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"this is {environ['PATH_INFO']}".encode()]
 

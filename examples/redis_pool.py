@@ -16,7 +16,7 @@ def visit(pool):
         client.incr("gpools:visits")
 
 
-with redis_url() as url, RedisPool(url, max_size=2, socket_timeout=5, timeout=2) as pool:
+with redis_url() as url, RedisPool(url, max_size=1, socket_timeout=5, timeout=2) as pool:
     with pool.item() as client:
         client.delete("gpools:visits", "gpools:list")
     gevent.joinall([gevent.spawn(visit, pool) for _ in range(20)], raise_error=True)

@@ -234,7 +234,7 @@ def all_known_names(Pool):
     """Every attribute set and every method defined that some subclass is known to have."""
 
     class Everything(Pool):
-        attributes = [f"{private}{name}" for private in ("", "_") for name in NAMES]
+        attributes = (*NAMES, *(f"_{name}" for name in NAMES))
 
         def __init__(self, *args, **kwargs):
             self.called = []

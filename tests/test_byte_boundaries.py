@@ -169,20 +169,14 @@ def redis_ask(client, tag):
 
 
 def redis_pool(proxy, **options):
-    return RedisPool(
-        host=proxy.host, port=proxy.port, max_size=1, decode_responses=True, **options
-    )
+    return RedisPool(host=proxy.host, port=proxy.port, max_size=1, decode_responses=True, **options)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-@pytest.mark.parametrize(
-    "exchange", [get, transaction, pipeline, watching, blocking, subscription]
-)
+@pytest.mark.parametrize("exchange", [get, transaction, pipeline, watching, blocking, subscription])
 @both_ways
 @every_ending
-def test_no_redis_reply_reaches_another(
-    redis_server, proxy_to, ending, stream, exchange, protocol
-):
+def test_no_redis_reply_reaches_another(redis_server, proxy_to, ending, stream, exchange, protocol):
     proxy = proxy_to(redis_server)
     redis_server.call("SET", "theirs", "theirs")
     redis_server.call("RPUSH", "list", *["x" * 6] * 500)

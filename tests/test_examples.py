@@ -43,7 +43,7 @@ PRINTS = {
     """,
     "eventlet_before": """\
         ann: the database refused the first connection
-        bob: 0.1 seconds
+        bob: 0.5 seconds
         free: 1, waiting: 0
     """,
     "http_pool": """\
@@ -65,10 +65,10 @@ PRINTS = {
     """,
     "redis_pool": """\
         visits: 20
-        after a Timeout: <RedisPool 1 idle, 0 in use, 0 waiting, max 2>
+        after a Timeout: <RedisPool 0 idle, 0 in use, 0 waiting, max 1>
         the command was wrong, the connection is kept: value is not an integer or out of range
-        after an error reply: <RedisPool 1 idle, 0 in use, 0 waiting, max 2>
-        after SELECT: <RedisPool 0 idle, 0 in use, 0 waiting, max 2>
+        after an error reply: <RedisPool 1 idle, 0 in use, 0 waiting, max 1>
+        after SELECT: <RedisPool 0 idle, 0 in use, 0 waiting, max 1>
     """,
     "subclassing": """\
         ann@db1 session 1

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import httplib2
 
+from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
 from gpools.connection import ConnectionPool
 
@@ -250,8 +251,9 @@ class _Whole:
     def _conn_request(self, conn: HTTPConnection, *args: Any) -> Any:
         try:
             return super()._conn_request(conn, *args)  # type: ignore[misc]
-        except BaseException:
+        except BaseException as error:
             conn.close()
+            close_half_open(conn, error)
             raise
 
 

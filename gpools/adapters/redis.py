@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from gpools.adapters._half_open import close_half_open
 from gpools.connection import ConnectionPool
 from gpools.errors import PoolError
 
@@ -98,7 +100,9 @@ class RedisPool(ConnectionPool["redis.Redis"]):
 
     def reset(self, item: redis.Redis) -> None:
         """Refuse a client whose connection is not as it was; never switches."""
-        _only(item).refuse_if_used_up()
+        only = _only(item)
+        only.refuse_if_used_up()
+        item.connection_pool = only.pass_on()
 
     def destroy(self, item: redis.Redis) -> None:
         """Close the connection for good, whoever still has a pipeline or pubsub on it."""
@@ -125,7 +129,10 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         if not isinstance(item.connection_pool, OneConnection):
             if item.connection is not None:
                 raise PoolError("create() returned a client with single_connection_client set")
-            item.connection_pool = OneConnection.like(item.connection_pool)
+            former = item.connection_pool
+            item.connection_pool = OneConnection.like(former)
+            if item.auto_close_connection_pool:  # nobody else has it; it may have connected
+                former.disconnect()
             item.auto_close_connection_pool = False
         _only(item).connection.connect()
 
@@ -171,11 +178,16 @@ class OneConnection(redis.ConnectionPool):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.connection: Any = self.make_connection()  # a _Tracked
+        self.connection: Any = self.make_connection()  # a _Tracked; None once passed on
         self.taken = False
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Take the connection, connected; refuse while somebody has it."""
+        if self.connection is None:
+            raise redis.ConnectionError(
+                "the client of this pipeline, pubsub or monitor is back in its pool; "
+                "use it inside the with block"
+            )
         if self.taken:
             raise redis.exceptions.MaxConnectionsError(
                 "a pooled client has one connection, and a watching pipeline, a pubsub or a "
@@ -192,13 +204,27 @@ class OneConnection(redis.ConnectionPool):
         return self.connection
 
     def release(self, connection: Any) -> None:
-        """Take the connection back."""
+        """Take the connection back; close it if replies were not read."""
         if connection is self.connection:
             self.taken = False
+            if connection.owed:
+                # A pipeline gave up half way; the next command would read what is left.
+                connection.disconnect()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the connection; the client would open it again."""
-        self.connection.disconnect()
+        if self.connection is not None:
+            self.connection.disconnect()
+
+    def pass_on(self) -> OneConnection:
+        """Give the connection to a successor of this pool.
+
+        What the last user still has of this one, a pipeline or a pubsub, can do
+        nothing to the connection of the next.
+        """
+        successor = copy(self)
+        self.connection = None
+        return successor
 
     def retire(self) -> None:
         """Close the connection; nobody can open it again."""
@@ -259,7 +285,11 @@ class _Tracked:
     def _connect(self) -> Any:
         if self.retired:
             raise redis.ConnectionError("the pool has closed this connection for good")
-        return super()._connect()  # type: ignore[misc]
+        try:
+            return super()._connect()  # type: ignore[misc]
+        except BaseException as error:
+            close_half_open(self, error)
+            raise
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         if not self._shaking_hands:
@@ -268,8 +298,11 @@ class _Tracked:
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        self._note(args)
-        super().send_command(*args, **kwargs)  # type: ignore[misc]
+        packed = self.pack_command(*args)  # type: ignore[attr-defined]
+        self._note(args)  # not of what cannot be packed: it is not sent
+        self.send_packed_command(  # type: ignore[attr-defined]
+            packed, check_health=kwargs.get("check_health", True)
+        )
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         commands = list(commands)

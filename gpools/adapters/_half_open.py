@@ -1,0 +1,28 @@
+"""Close what a client library was connecting when it was killed."""
+
+from __future__ import annotations
+
+from socket import socket
+from traceback import walk_tb
+
+from gevent.socket import socket as gevents_socket
+
+
+def close_half_open(connection: object, error: BaseException) -> None:
+    """Close the socket that *connection* was connecting when *error* came, if it was no Exception.
+
+    Libraries close a socket that they could not connect after an OSError.  After
+    a Timeout or a kill only the frame that died has it, and the error has the
+    frame, and so it stays open as long as anybody looks at the error.
+    """
+    if isinstance(error, Exception):
+        return
+    connecting = False
+    for frame, _ in walk_tb(error.__traceback__):
+        # Below, but not above: a request's body may come from a socket of the program's.
+        if frame.f_code.co_name in ("connect", "_connect"):
+            connecting = connecting or frame.f_locals.get("self") is connection
+        if connecting:
+            for value in frame.f_locals.values():
+                if isinstance(value, (socket, gevents_socket)):
+                    value.close()

@@ -1,0 +1,912 @@
+"""A scheduler for tests that runs gevent in every order in which gevent might run.
+
+A `Scenario` is a pool, two to four greenlets, each with a short script, and a
+factory whose verbs may switch or fail.  `explore` runs it once for every
+schedule, depth first: a run follows a prefix of choices and takes the first
+option from there on; the next prefix differs in the last choice that has
+another option.  It stops at the first schedule in which a claim of the pools
+does not hold, and tells who did what, with a key that replays it.
+
+The hub, greenlets, Timeout, Event, sleep and kill are gevent's own, and so is
+all code of the pools.  Only the loop is ours (`Loop`).  What gevent promises
+about its loop, and thus what the loop here does:
+
+- Callbacks (`run_callback`: a kill, the end of `sleep(0)`, `_serve`, an Event
+  that notifies) run in the order in which they were scheduled.  One that was
+  stopped does nothing.
+- Watchers (timers, sockets) call back in the loop, between batches of
+  callbacks, in any order.  gevent ends a batch when no callback is left, but
+  also after any 50 callbacks that took longer than the switch interval; in a
+  program with other things to do that is between any two callbacks.  So, with
+  `busy`, an event may come between any two callbacks, as often and in any
+  order; without it only when no batch is under way.
+- A timer that is active may fire at any time, before any other: durations are
+  not modelled.  A pause of a script or of a verb is such a timer too, and
+  stands for a socket that becomes ready.
+- A script starts when an event says so, for arrivals come from sockets.
+- A kill from outside throws between any two callbacks.  That it has been
+  scheduled earlier makes no difference to anybody, and every position is
+  taken; what does differ, its place in the queue behind what the killer did
+  just before, is for scripts that kill (`World.kill`).
+
+The verbs' choices (`Scenario.verbs`) are choice points like any other.
+
+One reduction: of scripts that are the same function, the first starts first.
+A pool cannot tell two such greenlets apart, so each schedule left out is one
+that was run, with the names swapped.
+
+Not covered: exceptions between two bytecodes (signals), threads, garbage
+collected at an arbitrary moment (collection is off during a run), real time.
+"""
+
+import gc
+import logging
+import random
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+
+import gevent
+from gevent import Greenlet, GreenletExit, Timeout, getcurrent
+from gevent._hub_local import set_hub
+from gevent.hub import Hub, get_hub
+
+import gpools
+
+__all__ = ["Result", "Scenario", "World", "explore", "replay", "sample", "virtual_time"]
+
+
+class Callback:
+    """What `run_callback` returns."""
+
+    __slots__ = ("args", "callback")
+
+    def __init__(self, callback, args):
+        self.callback = callback
+        self.args = args
+
+    def stop(self):
+        self.callback = self.args = None
+
+    close = stop
+
+    def __bool__(self):
+        return self.args is not None
+
+    @property
+    def pending(self):
+        return self.callback is not None
+
+
+class Watcher:
+    """A timer, or an idle watcher: started, it stands in its loop's dict *where*."""
+
+    __slots__ = ("after", "args", "callback", "deadline", "label", "loop", "owner", "where")
+
+    def __init__(self, loop, where, after):
+        self.loop = loop
+        self.where = where
+        self.after = after
+        self.callback = self.args = self.label = self.owner = None
+
+    def start(self, callback, *args, update=None):
+        self.callback = callback
+        self.args = args
+        self.owner = getcurrent()
+        self.deadline = self.loop.time + self.after
+        self.where[self] = None
+
+    def stop(self):
+        self.callback = self.args = None
+        self.where.pop(self, None)
+
+    close = stop
+
+    def fire(self):
+        callback, args = self.callback, self.args
+        self.stop()
+        callback(*args)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.stop()
+
+    @property
+    def active(self):
+        return self.callback is not None
+
+    pending = active
+
+
+class Loop:
+    """As much of gevent's loop as pools and those who use them touch.
+
+    This one keeps virtual time: what is scheduled runs at once and in order,
+    and then the clock jumps to the next timer.
+    """
+
+    error_handler = None
+    approx_timer_resolution = 0.0
+
+    def __init__(self):
+        self.time = 0.0
+        self.queue = deque()  # callbacks in the order in which they were scheduled
+        self.timers = {}  # active ones in the order in which they were started
+        self.idlers = {}
+
+    def run_callback(self, callback, *args):
+        scheduled = Callback(callback, args)
+        self.queue.append(scheduled)
+        return scheduled
+
+    run_callback_threadsafe = run_callback
+
+    def timer(self, after, repeat=0.0, ref=True, priority=None):
+        return Watcher(self, self.timers, after)
+
+    def idle(self, ref=True, priority=None):
+        return Watcher(self, self.idlers, 0)
+
+    def now(self):
+        return self.time
+
+    def update_now(self):
+        pass
+
+    def _format(self):
+        return f"{len(self.queue)} callbacks, {len(self.timers)} timers"
+
+    def run_next_callback(self):
+        scheduled = self.queue.popleft()
+        callback, scheduled.callback = scheduled.callback, None
+        if callback is not None:
+            callback(*scheduled.args)
+            scheduled.args = None
+
+    def run(self):
+        while True:
+            try:
+                if self.queue:
+                    self.run_next_callback()
+                elif self.idlers:
+                    next(iter(self.idlers)).fire()
+                elif self.timers:
+                    watcher = min(self.timers, key=lambda timer: timer.deadline)
+                    self.time = max(self.time, watcher.deadline)
+                    watcher.fire()
+                else:
+                    return
+            except Exception as error:
+                self.error_handler.handle_error("callback", type(error), error, error.__traceback__)
+
+
+@contextmanager
+def hub_on(loop, hub_class=Hub):
+    """Have gevent use *loop* in this thread for the length of the block."""
+    real = get_hub()
+    hub = hub_class(loop=loop)
+    set_hub(hub)
+    try:
+        yield hub
+    finally:
+        set_hub(real)
+
+
+@contextmanager
+def virtual_time():
+    """Let gevent run on a clock that jumps from timer to timer: no sleep takes time."""
+    with hub_on(Loop()) as hub:
+        yield hub.loop
+
+
+class Item:
+    """What a pool of a `World` pools; it knows what is being done with it."""
+
+    __slots__ = ("__weakref__", "gone", "holder", "number", "verb")
+
+    def __init__(self, number):
+        self.number = number
+        self.holder = None  # the actor that uses it
+        self.verb = None  # being checked, reset or destroyed
+        self.gone = False
+
+    def __repr__(self):
+        return f"item {self.number}"
+
+
+class Actor:
+    """One greenlet of a scenario and what is known of it."""
+
+    __slots__ = ("__weakref__", "greenlet", "name", "script", "started", "thrown", "ticket", "took")
+
+    def __init__(self, name, script, greenlet):
+        self.name = f"{name}:{script.__name__}"
+        self.script = script
+        self.greenlet = greenlet
+        self.started = False
+        self.ticket = 0  # of its last get: gets are numbered as they come
+        self.took = False  # something from the pool, in its last get
+        self.thrown = []  # into it, from outside
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A pool and those who use it.
+
+    *pool* is called with the `World` and makes the pool; each of *scripts* is
+    called with the World in a greenlet of its own.  *verbs* names for create,
+    check, reset and destroy what a call may do: words out of ``ok slow raise
+    timeout exit refuse none``, done in order.  The first stands for itself,
+    any other costs one of *faults*.  At most *kills* greenlets are killed from
+    outside, out of *killable* (numbers of scripts; all, if None), by a kill or,
+    with *by_timeout*, by a Timeout of somebody else.
+    """
+
+    name: str
+    pool: object
+    scripts: tuple
+    verbs: dict = field(default_factory=dict)
+    faults: int = 0
+    kills: int = 0
+    killable: tuple | None = None
+    by_timeout: bool = False
+    busy: bool = True
+
+
+class Choices:
+    """A path through the tree of schedules: a prefix that is given, then the default."""
+
+    def __init__(self, prefix=(), rng=None):
+        self.path = list(prefix)  # (choice, out of how many)
+        self.depth = 0
+        self.rng = rng
+
+    def choose(self, width):
+        if width == 1:
+            return 0
+        if self.depth < len(self.path):
+            choice, known = self.path[self.depth]
+            if known is not None and known != width:
+                raise RuntimeError(f"not deterministic: {known} options became {width}")
+        else:
+            choice = self.rng.randrange(width) if self.rng else 0
+            self.path.append((choice, width))
+        self.depth += 1
+        return choice
+
+    def following(self):
+        """Return the prefix of the next path, depth first; None after the last."""
+        path = self.path
+        while path:
+            choice, width = path.pop()
+            if choice + 1 < width:
+                path.append((choice + 1, width))
+                return path
+        return None
+
+    DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+    @property
+    def key(self):
+        return "".join(self.DIGITS[choice] for choice, _ in self.path).rstrip("0") or "0"
+
+    @classmethod
+    def of(cls, key):
+        return cls([(cls.DIGITS.index(digit), None) for digit in key])
+
+
+class World:
+    """One run of a scenario: what scripts call, the factory, and the claims."""
+
+    MAX_STEPS = 400
+
+    def __init__(self, scenario, loop, choices, lib=gpools, trace=None):
+        self.scenario = scenario
+        self.loop = loop
+        self.choices = choices
+        self.lib = lib
+        self.trace = trace
+        self.failure = None
+        self.calm = False  # verbs do the first of what they may, at once
+        self.in_batch = False
+        self.faults = scenario.faults
+        self.kills = scenario.kills
+        self.created = self.creating = self.destroyed = self.held = 0
+        self.tickets = 0
+        self.items = []
+        self.busy = scenario.busy
+        self.actors = []
+        self.by_greenlet = {}
+        for number, script in enumerate(scenario.scripts):
+            greenlet = Greenlet(self._play, script)
+            actor = Actor("abcdefg"[number], script, greenlet)
+            self.actors.append(actor)
+            self.by_greenlet[greenlet] = actor
+        self.killable = [
+            self.actors[number]
+            for number in (
+                range(len(self.actors)) if scenario.killable is None else scenario.killable
+            )
+        ]
+        self.pool = scenario.pool(self)
+        self.plain = not isinstance(self.pool, lib.ConnectionPool)
+        self.most = self.pool.max_size  # ever
+
+    # What scripts call.
+
+    def pause(self, label="pause"):
+        """Wait for something outside, as for the answer of a server."""
+        if self.calm:
+            return
+        with self.loop.timer(1) as timer:
+            timer.label = label
+            get_hub().wait(timer)
+
+    def get(self, **options):
+        self._ask()
+        return self._taken(self.pool.get(**options))
+
+    def put(self, item):
+        self._let_go(item, "put")
+        self.pool.put(item)
+
+    def discard(self, item):
+        self._let_go(item, "discard")
+        self.pool.discard(item)
+
+    def item(self, **options):
+        return Use(self, self.pool.item(**options))
+
+    def kill(self, number):
+        """Have another script killed, as `Greenlet.kill(block=False)` does."""
+        target = self.actors[number]
+        self.note(f"kills {target.name}")
+        if target.started:
+            target.thrown.append(GreenletExit)
+            target.greenlet.kill(block=False)
+
+    def stray(self, number):
+        """Have another script switched to out of turn, if it waits in line by then."""
+        greenlet = self.actors[number].greenlet
+
+        def switch():
+            if greenlet in self.line():
+                self.note(f"stray switch to {self.actors[number].name}")
+                greenlet.switch("stray")
+
+        self.loop.run_callback(switch)
+
+    def resize(self, size):
+        self.note(f"resizes to {size}")
+        self.most = max(self.most, size)
+        self.pool.resize(size)
+
+    def close(self, **options):
+        self.note("closes")
+        return self.pool.close(**options)
+
+    # The factory.
+
+    def create(self):
+        self._took()
+        self.creating += 1
+        if not self.plain and self.created - self.destroyed + self.creating > self.most:
+            self.fail(f"creates an item too many: {self.books()}")
+        try:
+            none = self._behave("create", None) is None
+        finally:
+            self.creating -= 1
+        if none:
+            return None
+        self.created += 1
+        item = Item(self.created)
+        self.items.append(item)
+        return item
+
+    def check(self, item):
+        self._took()
+        return self._verb("check", item) is not False
+
+    def reset(self, item):
+        self._verb("reset", item)
+
+    def destroy(self, item):
+        try:
+            self._verb("destroy", item)
+        finally:  # however it ended, it is not called again
+            item.gone = True
+            self.destroyed += 1
+
+    def _verb(self, verb, item):
+        if item.gone or item.holder or item.verb:
+            self.fail(f"{verb} of {item}: {self._state(item)}")
+        item.verb = verb
+        try:
+            return self._behave(verb, item)
+        finally:
+            item.verb = None
+
+    def _behave(self, verb, item):
+        allowed = self.scenario.verbs.get(verb, ("ok",))
+        choice = 0
+        if self.faults and len(allowed) > 1 and not self.calm:
+            choice = self.choices.choose(len(allowed))
+            self.faults -= choice > 0
+        what = "ok" if self.calm else allowed[choice]
+        name = verb if item is None else f"{verb} of {item}"
+        self.note(f"{name}: {what}")
+        for word in what.split():
+            if word == "slow":
+                self.pause(name)
+            elif word == "raise":
+                raise OSError(verb)
+            elif word == "timeout":
+                raise Timeout(None, verb)
+            elif word == "exit":
+                raise GreenletExit(verb)
+            elif word == "refuse":
+                return False
+            elif word == "none":
+                return None
+        return True
+
+    # Claims.  They are noted, not raised: whoever calls may catch everything.
+
+    def fail(self, message):
+        self.note(f"FAILS: {message}")
+        if self.failure is None:
+            self.failure = message
+
+    def note(self, message):
+        if self.trace is not None:
+            actor = self.by_greenlet.get(getcurrent())
+            self.trace.append(f"        {actor.name if actor else 'pool'}: {message}")
+
+    def books(self):
+        return (
+            f"{self.created} created, {self.destroyed} destroyed, {self.creating} being created, "
+            f"{self.held} held; {self.pool!r}"
+        )
+
+    def line(self):
+        """Return the greenlets in line, first come first."""
+        return list(self.pool._line.waiters)
+
+    def _state(self, item):
+        if item.gone:
+            return "it is gone"
+        return f"in {item.verb}" if item.verb else f"held by {item.holder.name}"
+
+    def _ask(self):
+        actor = self.by_greenlet.get(getcurrent())
+        if actor is not None:
+            self.tickets += 1
+            actor.ticket = self.tickets
+            actor.took = False
+        self.note("get")
+
+    def _took(self):
+        """The greenlet that runs has just taken an item or a slot: did it overtake?"""
+        actor = self.by_greenlet.get(getcurrent())
+        if actor is None:
+            return
+        actor.took = True
+        for greenlet in self.pool._line.waiters:
+            earlier = self.by_greenlet.get(greenlet)
+            if earlier is not None and earlier.ticket < actor.ticket:
+                self.fail(f"{actor.name} overtakes {earlier.name}")
+
+    def _taken(self, item):
+        actor = self.by_greenlet.get(getcurrent())
+        if item is None or item.gone or item.holder or item.verb:
+            self.fail(f"got {item}: {item and self._state(item)}")
+        if actor is not None and not actor.took:
+            self._took()
+        self.note(f"got {item}")
+        item.holder = actor or self
+        self.held += 1
+        return item
+
+    def _let_go(self, item, how):
+        self.note(f"{how} {item}")
+        if item.holder:
+            item.holder = None
+            self.held -= 1
+
+    def _check(self):
+        """Assert the invariants of `gpools._line`, in the hub, where nobody else runs."""
+        line = self.pool._line
+        if self.plain:
+            if line.size != len(line.idle) + self.held + self.creating:
+                self.fail(f"the size is wrong (invariant 1): {self.books()}")
+        else:
+            exist = self.created - self.destroyed + self.creating
+            if not exist <= line.size or exist > self.most:
+                self.fail(f"the size is wrong (invariant 1): {self.books()}")
+            for item in line.idle:
+                if item.holder or item.verb or item.gone:
+                    self.fail(f"{item} is idle, and yet: {self._state(item)}")
+        if line.waiters:
+            self._check_line(line)
+
+    def _check_line(self, line):
+        if line.idle or line.size < line.limit or line.refusal is not None:
+            serve = line._serve
+            if not any(scheduled.callback == serve for scheduled in self.loop.queue):
+                self.fail(f"waits while something is to be had (invariant 2): {self.books()}")
+        last = None
+        for greenlet in line.waiters:
+            actor = self.by_greenlet.get(greenlet)
+            if actor is not None:
+                if greenlet.dead:
+                    self.fail(f"{actor.name} is dead and stands in line")
+                if last is not None and actor.ticket < last.ticket:
+                    self.fail(f"{last.name} stands before {actor.name} (invariant 3)")
+                last = actor
+
+    # The scheduler, in the hub.
+
+    def run(self):
+        while self.failure is None and self._step():
+            self._check()
+        if self.failure is None:
+            self._finish()
+
+    def _step(self):
+        loop = self.loop
+        queue = loop.queue
+        while queue and queue[0].callback is None:
+            queue.popleft()
+        self.in_batch = self.in_batch and bool(queue)
+        if self.in_batch and not self.busy:
+            self._run_callback()
+            return True
+        timers = list(loop.timers)
+        starts = self._starts()
+        if not (queue or timers or starts):
+            for actor in self.actors:
+                if not actor.greenlet.dead:
+                    self.fail(f"{actor.name} sleeps for ever; {self.books()}")
+            return False
+        targets = (
+            [a for a in self.killable if a.started and not a.greenlet.dead] if self.kills else ()
+        )
+        callbacks = 1 if queue else 0
+        choice = self.choices.choose(callbacks + len(timers) + len(starts) + len(targets))
+        if self.choices.depth > self.MAX_STEPS:
+            self.fail("no end in sight")
+        if choice < callbacks:
+            self._run_callback()
+            return True
+        choice -= callbacks
+        if choice < len(timers):
+            self._fire(timers[choice])
+            return True
+        choice -= len(timers)
+        if choice < len(starts):
+            self._start(starts[choice])
+        else:
+            self._throw(targets[choice - len(starts)])
+        return True
+
+    def _starts(self):
+        starts = []
+        for actor in self.actors:
+            if not actor.started and not any(a.script is actor.script for a in starts):
+                starts.append(actor)
+        return starts
+
+    def _run_callback(self):
+        self.in_batch = True
+        if self.trace is not None:
+            callback = self.loop.queue[0].callback
+            self.trace.append(f"callback {getattr(callback, '__qualname__', callback)}")
+        self._guard(self.loop.run_next_callback)
+
+    def _fire(self, timer):
+        if self.trace is not None:
+            owner = self.by_greenlet.get(timer.owner)
+            what = timer.label or f"timer of {timer.after} s"
+            self.trace.append(f"event: {what} ends, of {owner.name if owner else 'the pool'}")
+        self._guard(timer.fire)
+
+    def _start(self, actor):
+        if self.trace is not None:
+            self.trace.append(f"event: {actor.name} starts")
+        actor.started = True
+        self._guard(actor.greenlet.switch)
+
+    def _throw(self, actor):
+        error = Timeout() if self.scenario.by_timeout else GreenletExit()
+        if self.trace is not None:
+            self.trace.append(f"event: {type(error).__name__} hits {actor.name}")
+        self.kills -= 1
+        actor.thrown.append(type(error))
+        self._guard(lambda: actor.greenlet.throw(error))
+
+    def _guard(self, act):
+        try:
+            act()
+        except Exception as error:
+            self.fail(f"the hub got {error!r}")
+
+    def _play(self, script):
+        """Run a script in its greenlet and judge how it ends."""
+        actor = self.by_greenlet[getcurrent()]
+        errors = self.lib
+        ended = None
+        try:
+            script(self)
+        except errors.PoolTimeout:
+            ended = errors.PoolTimeout
+        except errors.PoolClosed:
+            ended = errors.PoolClosed
+            if not self.pool.closed:
+                self.fail(f"{actor.name} got PoolClosed from an open pool")
+        except errors.PoolFull:
+            ended = errors.PoolFull
+        except errors.PoolError as error:
+            ended = errors.PoolError
+            if "returned None" not in str(error):
+                self.fail(f"{actor.name} ends with {error!r}")
+        except OSError as error:
+            ended = OSError
+            if error.args != ("create",):
+                self.fail(f"{actor.name} got the error of {error}")
+        except (GreenletExit, Timeout) as error:
+            ended = type(error)
+            # A verb's own, thrown from outside, or a script's own timer.
+            if "destroy" in error.args or getattr(error, "exception", None) == "destroy":
+                self.fail(f"{actor.name} got the {ended.__name__} of destroy")
+        except Exception as error:
+            ended = type(error)
+            self.fail(f"{actor.name} ends with {error!r}")
+        self.note("ends" if ended is None else f"ends with {ended.__name__}")
+        if actor.thrown and actor.thrown[-1] is not ended:
+            self._swallowed(actor, ended)
+
+    def _swallowed(self, actor, ended):
+        # A script that was killed while it was ending anyway may end either way,
+        # so only one that comes to a good end has lost the kill.
+        if ended is None and not self._pending_kill(actor):
+            self.fail(f"{actor.name} was killed and yet goes on")
+
+    def _pending_kill(self, actor):
+        return any(
+            scheduled.callback is not None and actor.greenlet in scheduled.args
+            for scheduled in self.loop.queue
+        )
+
+    # The full check.
+
+    def _finish(self):
+        """Assert that the pool is as good as new, with a factory that works."""
+        if self.trace is not None:
+            self.trace.append("full check")
+        pool = self.pool
+        if self.loop.timers:
+            self.fail(f"timers are left: {[timer.owner for timer in self.loop.timers]}")
+        self.calm = True
+        if self.held:
+            self.fail(f"the scenario itself still holds items: {self.books()}")
+        closed = getattr(pool, "closed", False)
+        size = 0 if closed else pool.max_size
+        taken = []
+        taker = Greenlet(self._take_all, size, taken)
+        taker.start()
+        self._drain()
+        if not taker.dead or len(taken) != size:
+            self.fail(f"only {len(taken)} of {size} gets succeed: {self.books()}")
+            taker.throw(GreenletExit)
+            return
+        if len(set(map(id, taken))) != size:
+            self.fail("an item was handed out twice")
+        if pool.waiting():
+            self.fail(f"somebody still stands in line: {self.books()}")
+        if not self.plain:
+            live = self.created - self.destroyed
+            if live != size or pool.current_size != size:
+                self.fail(f"{size} items out, and yet: {self.books()}")
+        for item in taken:
+            self.put(item)
+        self._drain()
+        if not closed and pool.free() != pool.max_size:
+            self.fail(f"all are put back, and yet: {self.books()}")
+
+    def _take_all(self, size, taken):
+        while len(taken) < size:
+            taken.append(self.get())
+
+    def _drain(self):
+        for _ in range(self.MAX_STEPS):
+            if not self.loop.queue:
+                return
+            self._guard(self.loop.run_next_callback)
+        self.fail("no end in sight")
+
+
+class Use:
+    """`with world.item() as item:`, which is `with pool.item() as item:` with accounts kept."""
+
+    __slots__ = ("block", "item", "world")
+
+    def __init__(self, world, block):
+        self.world = world
+        self.block = block
+
+    def __enter__(self):
+        self.world._ask()
+        self.item = self.world._taken(self.block.__enter__())
+        return self.item
+
+    def __exit__(self, *error):
+        self.world._let_go(self.item, "leaves the block of")
+        return self.block.__exit__(*error)
+
+
+@dataclass
+class Result:
+    """What came of exploring a scenario."""
+
+    scenario: str
+    schedules: int
+    complete: bool  # every schedule was run
+    seconds: float
+    failure: str | None = None
+    key: str | None = None
+    trace: list | None = None
+
+    def __str__(self):
+        how = "all" if self.complete else "some"
+        text = f"{self.scenario}: {self.schedules} schedules ({how}), {self.seconds:.1f} s"
+        if self.failure is None:
+            return text
+        steps = "\n".join(self.trace)
+        return f"{text}\nreplay key {self.key!r}: {self.failure}\n{steps}"
+
+
+class ExploredLoop(Loop):
+    """Runs one world after the other; between two of them the main greenlet goes on."""
+
+    world = None
+
+    def run(self):
+        main = get_hub().parent
+        while True:
+            self.world.run()
+            main.switch()
+
+
+class ExploredHub(Hub):
+    """A hub that reports the errors of greenlets to the world that runs."""
+
+    def handle_error(self, context, kind, error, traceback):
+        if issubclass(kind, Exception):
+            self.loop.world.fail(f"{context} died of {error!r}")
+        else:
+            self.parent.throw(kind, error, traceback)
+
+
+class Explorer:
+    """Runs schedules of one scenario after each other on one hub."""
+
+    COLLECT_EVERY = 500
+
+    def __init__(self, scenario, lib):
+        self.scenario = scenario
+        self.lib = lib
+        self.loop = ExploredLoop()
+        self.schedules = 0
+        self.graveyard = []  # worlds whose greenlets could not be ended
+
+    @contextmanager
+    def ready(self):
+        """Have gevent use the explorer's hub; keep collector, log and greenlet tree out of it."""
+        log = logging.getLogger("gpools")
+        config = gevent.config
+        tree, config.track_greenlet_tree = config.track_greenlet_tree, False
+        disabled, log.disabled = log.disabled, True
+        collecting = gc.isenabled()
+        gc.disable()
+        gc.freeze()
+        try:
+            with hub_on(self.loop, ExploredHub) as self.hub:
+                yield
+                self.hub.throw(GreenletExit)
+        finally:
+            gc.unfreeze()
+            if collecting:
+                gc.enable()
+            log.disabled = disabled
+            config.track_greenlet_tree = tree
+
+    def run(self, choices, trace=None):
+        """Run one schedule and return what failed, or None."""
+        self.loop.__init__()
+        world = self.loop.world = World(self.scenario, self.loop, choices, self.lib, trace)
+        self.hub.switch()
+        if world.failure is not None:
+            self._bury(world)
+        self.schedules += 1
+        if self.schedules % self.COLLECT_EVERY == 0:
+            self.loop.world = None
+            gc.collect()
+        return world.failure
+
+    def _bury(self, world):
+        # Greenlets that never end would be thrown into when they are collected, and
+        # would then run code of the pool in the middle of another schedule.
+        self.graveyard.append(world)
+        world.trace = None
+        world.calm = True
+
+        def end_all():
+            for actor in world.actors:
+                for _ in range(5):
+                    if actor.started and not actor.greenlet.dead:
+                        world._guard(lambda g=actor.greenlet: g.throw(GreenletExit))
+            world._drain()
+
+        world.run = end_all
+        self.hub.switch()
+
+    def result(self, complete, since, failure=None, choices=None):
+        result = Result(self.scenario.name, self.schedules, complete, monotonic() - since, failure)
+        if failure is not None:
+            result.key = choices.key
+            result.trace = []
+            self.run(Choices(choices.path), result.trace)
+        return result
+
+
+def explore(scenario, lib=gpools, most=None, seconds=None):
+    """Run every schedule of *scenario*, or the first *most*, or for so many *seconds*.
+
+    Stops at the first that fails.  *lib* is the package whose pools are made.
+    """
+    explorer = Explorer(scenario, lib)
+    since = monotonic()
+    prefix = []
+    with explorer.ready():
+        while prefix is not None:
+            if most is not None and explorer.schedules >= most:
+                return explorer.result(False, since)
+            if seconds is not None and monotonic() - since > seconds:
+                return explorer.result(False, since)
+            choices = Choices(prefix)
+            failure = explorer.run(choices)
+            if failure is not None:
+                return explorer.result(False, since, failure, choices)
+            prefix = choices.following()
+        return explorer.result(True, since)
+
+
+def sample(scenario, lib=gpools, most=1000, seconds=None, seed=0):
+    """Run *most* schedules of *scenario* picked at random, or as many as *seconds* allow."""
+    explorer = Explorer(scenario, lib)
+    since = monotonic()
+    rng = random.Random(seed)
+    with explorer.ready():
+        while explorer.schedules < most or (seconds and monotonic() - since < seconds):
+            choices = Choices(rng=rng)
+            failure = explorer.run(choices)
+            if failure is not None:
+                return explorer.result(False, since, failure, choices)
+        return explorer.result(False, since)
+
+
+def replay(scenario, key, lib=gpools):
+    """Run the one schedule of *scenario* that *key* names."""
+    explorer = Explorer(scenario, lib)
+    since = monotonic()
+    with explorer.ready():
+        choices = Choices.of(key)
+        result = explorer.result(False, since)
+        result.trace = []
+        result.key = key
+        result.failure = explorer.run(choices, result.trace)
+        result.schedules = 1
+        return result

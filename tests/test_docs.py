@@ -1,0 +1,173 @@
+"""What the README and docs/ say is so: their code runs, their names and links exist.
+
+All blocks of a page marked ``python`` run in one process, in order.  A block
+marked ``text`` right after one is what it prints; ``...`` stands for anything.
+"""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import gpools
+from gpools._holders import Hold
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+}
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+RUN_BLOCKS = """
+import json, sys
+page, blocks = json.load(sys.stdin)
+names = {"__name__": "__main__"}
+for line, source in blocks:
+    print(f"<<{line}>>", flush=True)
+    exec(compile("\\n" * line + source, page, "exec"), names)
+"""
+
+
+def blocks(text):
+    """List (line, language, source) of the fenced blocks of a page."""
+    return [
+        (text.count("\n", 0, match.start()) + 1, match[1], match[2])
+        for match in FENCE.finditer(text)
+    ]
+
+
+def runnable(text):
+    return [(line, source) for line, language, source in blocks(text) if language == "python"]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, path in PAGES.items() if runnable(path.read_text())]
+)
+def test_page_runs_and_prints_what_it_says(name, request):
+    text = PAGES[name].read_text()
+    for port, server in (("8080", "http_server"), ("6379", "redis_server")):
+        if re.search(rf'127.0.0.1(:|", ){port}', text):
+            actual = str(request.getfixturevalue(server).port)
+            text = re.sub(rf'(127.0.0.1(?::|", )){port}', rf"\g<1>{actual}", text)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_BLOCKS],
+        input=json.dumps([name, runnable(text)]),
+        cwd=ROOT / "examples",
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # where gpools is not installed
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    _, *parts = re.split(r"^<<(\d+)>>\n", done.stdout, flags=re.MULTILINE)
+    printed = dict(zip(map(int, parts[::2]), parts[1::2], strict=True))
+    for (line, language, _), (_, following, expected) in pairwise([*blocks(text), (0, "", "")]):
+        if language == "python":
+            said = expected if following == "text" else ""
+            pattern = re.escape(said.strip()).replace(re.escape("..."), ".*")
+            assert re.fullmatch(pattern, printed[line].strip()), (
+                f"{name}:{line} printed\n{printed[line]}and says\n{said}"
+            )
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_of_page_lead_somewhere(name):
+    page = PAGES[name]
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+        if not target.startswith("https://"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def named_tests(text):
+    """List the tests after "Test:" and in the last column of a table."""
+    return re.findall(r"(?:Test:|^\|.*\|) `(\w+_\w+)`", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "least"), [("README.md", 3), ("docs/from-eventlet.md", 13)])
+def test_tests_that_page_names_exist(name, least):
+    code = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    named = named_tests(PAGES[name].read_text())
+    assert len(named) >= least
+    assert [test for test in named if f"def {test}(" not in code] == []
+
+
+def test_readme_begins_with_five_lines_that_run():
+    _, language, source = blocks(PAGES["README.md"].read_text())[0]
+    assert language == "python"
+    assert len([line for line in source.splitlines() if line]) == 5
+
+
+# api.md: `## Pool(...)` begins a class, `### get(...)` is one of its names.
+
+
+def as_written(signature):
+    """Write a signature as api.md does: no annotations, no self, ... for what is left out."""
+    parameters = [
+        parameter.replace(
+            annotation=parameter.empty,
+            default=... if isinstance(parameter.default, Enum) else parameter.default,
+        )
+        for parameter in signature.parameters.values()
+        if parameter.name != "self"
+    ]
+    text = str(inspect.Signature(parameters))
+    return text.replace("Ellipsis", "...")
+
+
+def written(name, value):
+    """Write the heading of a public name."""
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return name
+    if isinstance(value, type) and value.__init__ is object.__init__:
+        return f"{name}()"
+    if isinstance(value, type):
+        return name + as_written(inspect.signature(value.__init__))
+    if callable(value):
+        return name + as_written(inspect.signature(value))
+    return name
+
+
+def public(owner):
+    return {
+        name: value
+        for name, value in vars(owner).items()
+        if not name.startswith("_") and (owner is not Hold or not callable(value))
+    }
+
+
+def test_api_page_has_every_name_with_its_signature():
+    expected = {}
+    for name in gpools.__all__:
+        value = getattr(gpools, name)
+        if not issubclass(value, gpools.PoolError):
+            expected[written(name, value)] = [written(*pair) for pair in public(value).items()]
+    expected["Hold"] = ["item", "greenlet", "seconds"]
+    expected["Errors"] = [name for name in gpools.__all__ if name in vars(gpools.errors)]
+
+    headings = re.findall(r"^(##+) `?(.+?)`?$", PAGES["docs/api.md"].read_text(), re.MULTILINE)
+    found = {}
+    for level, heading in headings:
+        if level == "##":
+            names = found[heading] = []
+        else:
+            names.append(heading)
+    for heading, names in expected.items():
+        assert heading in found
+        assert sorted(found[heading]) == sorted(names), heading
+    assert found.keys() == expected.keys()
+
+
+def test_api_page_says_of_every_call_whether_it_may_switch():
+    text = PAGES["docs/api.md"].read_text()
+    for heading, body in re.findall(r"^### `(.+?)`\n(.*?)(?=^##|\Z)", text, re.M | re.DOTALL):
+        if "(" in heading:
+            assert "witch" in body, heading

@@ -1,0 +1,341 @@
+"""Small crowds on small pools, run in every order: no schedule breaks a promise.
+
+Each scenario is run by `tests.explorer` for every schedule, every place for a
+kill, and everything that the factory may do.  GPOOLS_STRESS_SECONDS=600 goes
+through larger ones, at random, for about so long in all.
+"""
+
+import os
+
+import gevent
+import pytest
+
+from tests.explorer import Scenario, explore, sample
+
+STRESS_SECONDS = float(os.environ.get("GPOOLS_STRESS_SECONDS", 0))
+
+
+# The pools.
+
+
+def plain(**options):
+    """Return a maker of Pools."""
+    return lambda world: world.lib.Pool(create=world.create, **options)
+
+
+def tracked(**options):
+    """Return a maker of ConnectionPools; verbs that the scenario does not name are default."""
+    options.setdefault("destroy_timeout", None)  # one more event that may come at any time
+
+    def make(world):
+        verbs = {v: getattr(world, v) for v in ("check", "reset") if v in world.scenario.verbs}
+        return world.lib.ConnectionPool(
+            create=world.create, destroy=world.destroy, **verbs, **options
+        )
+
+    return make
+
+
+# The scripts.
+
+
+class Oops(Exception):
+    """An application's error."""
+
+
+def borrow(world):
+    with world.item():
+        world.pause()
+
+
+def glance(world):
+    with world.item():
+        pass
+
+
+def borrow_twice(world):
+    borrow(world)
+    borrow(world)
+
+
+def glance_twice(world):
+    glance(world)
+    glance(world)
+
+
+def glance_thrice(world):
+    glance_twice(world)
+    glance(world)
+
+
+def borrow_by_hand(world):
+    item = world.get()
+    try:
+        world.pause()
+    except BaseException:
+        world.discard(item)
+        raise
+    world.put(item)
+
+
+def discard(world):
+    item = world.get()
+    try:
+        world.pause()
+    finally:
+        world.discard(item)
+
+
+def discard_inside(world):
+    with world.item() as item:
+        world.pause()
+        world.discard(item)
+
+
+def stumble(world):
+    try:
+        with world.item():
+            world.pause()
+            raise Oops
+    except Oops:
+        pass
+
+
+def give_up(world):
+    with world.item(timeout=1):
+        world.pause()
+
+
+def cut_off(world):
+    with gevent.Timeout(1), world.item():
+        world.pause()
+
+
+def kill_then_put(world):
+    with world.item():
+        world.pause()
+        world.kill(1)
+
+
+def put_then_kill(world):
+    borrow(world)
+    world.kill(1)
+
+
+def kill_second(world):
+    world.kill(1)
+
+
+def switch_to_second(world):
+    world.stray(1)
+
+
+def put_and_switch_to_second(world):
+    world.stray(1)
+    borrow(world)
+    world.stray(1)
+
+
+def refuse(world, item):
+    """Assert that the pool takes *item* neither by put nor by discard."""
+    for give in (world.pool.put, world.pool.discard):
+        try:
+            give(item)
+        except world.lib.NotInUse:
+            pass
+        else:
+            world.fail(f"{give.__name__} of {item} was not refused")
+
+
+def put_twice(world):
+    item = world.get()
+    world.put(item)
+    refuse(world, item)
+
+
+def put_what_nobody_holds(world):
+    """Put items while they are idle, checked, reset or destroyed, and one of nobody's."""
+    refuse(world, object())
+    for item in world.items:
+        if item.holder is None:
+            refuse(world, item)
+
+
+def grow(world):
+    world.resize(world.pool.max_size + 1)
+
+
+def shrink(world):
+    world.resize(world.pool.max_size - 1)
+
+
+def shrink_and_grow(world):
+    size = world.pool.max_size
+    world.resize(size - 1)
+    world.pause()
+    world.resize(size)
+
+
+def close(world):
+    world.close()
+
+
+def close_and_wait(world):
+    world.close(timeout=1)
+
+
+def count_and_borrow(world):
+    """Take one item, once it is sure that no more stand in line than may."""
+    try:
+        with world.item():
+            if world.pool.waiting() > 1:
+                world.fail("more wait than may")
+    except world.lib.PoolFull:
+        if world.pool.waiting() != 1:
+            world.fail("refused, though fewer wait than may")
+
+
+# What verbs may do.
+
+SWITCH = dict.fromkeys(("create", "check", "reset", "destroy"), ("slow",))
+CREATE_FAILS = {"create": ("slow", "ok", "raise", "slow raise", "slow timeout", "exit")}
+CHECK_FAILS = {
+    "create": ("ok",),
+    "check": ("slow", "ok", "refuse", "slow refuse", "slow raise", "timeout", "slow exit"),
+    "destroy": ("ok", "slow"),
+}
+RESET_FAILS = {
+    "create": ("ok",),
+    "reset": ("slow", "ok", "raise", "slow raise", "timeout", "slow exit"),
+    "destroy": ("ok", "slow"),
+}
+DESTROY_FAILS = {
+    "create": ("ok",),
+    "reset": ("raise",),
+    "destroy": ("slow", "ok", "raise", "timeout", "slow exit"),
+}
+ALL_FAIL = {
+    "create": ("slow", "ok", "slow raise"),
+    "check": ("slow", "refuse", "slow raise"),
+    "reset": ("slow", "raise"),
+    "destroy": ("slow", "raise"),
+}
+DEAD = {"check": ("ok", "slow refuse", "refuse"), "destroy": ("ok", "slow")}
+NONE = {"create": ("none", "slow none", "slow")}
+SLOW_CREATE = {"create": ("slow",)}
+SLOW_DESTROY = {"destroy": ("slow",)}
+SLOW_RETURN = {"reset": ("slow",), "destroy": ("slow",)}
+
+ONE, TWO = plain(max_size=1), plain(max_size=2)
+STACK = plain(max_size=2, order_as_stack=True)
+ONE_TRACKED, TWO_TRACKED = tracked(max_size=1), tracked(max_size=2)
+ONE_WAITS = tracked(max_size=1, max_waiting=1)
+STACK_TRACKED = tracked(max_size=2, order_as_stack=True)
+
+SCENARIOS = [
+    # eventlet's face
+    Scenario("plain, three share one", ONE, (borrow,) * 3, kills=3),
+    Scenario("plain, create is slow", ONE, (borrow,) * 3, SLOW_CREATE, kills=3),
+    Scenario("plain, three share two", TWO, (borrow,) * 3, CREATE_FAILS, 1, 1),
+    Scenario("plain, create fails", ONE, (borrow,) * 3, CREATE_FAILS, 2, 1),
+    Scenario("plain, four share two", TWO, (borrow,) * 4, kills=2),
+    Scenario("plain, a greedy loop", ONE, (glance_thrice, borrow, borrow), kills=2),
+    Scenario("plain, stacked", STACK, (borrow_twice, borrow, borrow), kills=1),
+    Scenario("plain, get times out", ONE, (give_up, give_up, borrow), kills=1),
+    Scenario("plain, a Timeout around get", ONE, (cut_off, cut_off, borrow), CREATE_FAILS, 1),
+    Scenario("plain, killed before a put", ONE, (kill_then_put, borrow, borrow), SLOW_CREATE),
+    Scenario("plain, killed after a put", ONE, (put_then_kill, borrow, borrow), SLOW_CREATE),
+    Scenario("plain, a stray switch", ONE, (put_and_switch_to_second, borrow, borrow)),
+    Scenario("plain, grows", ONE, (borrow, borrow, borrow, grow), kills=1),
+    Scenario("plain, shrinks", TWO, (borrow, borrow, borrow, shrink), kills=1),
+    Scenario("plain, shrinks and grows", TWO, (borrow, borrow, borrow, shrink_and_grow)),
+    # connections
+    Scenario("all verbs switch", ONE_TRACKED, (borrow,) * 3, SWITCH, kills=1),
+    Scenario("two are killed", ONE_TRACKED, (borrow, borrow), SWITCH, kills=2),
+    Scenario("two of three are killed", ONE_TRACKED, (borrow,) * 3, SLOW_RETURN, kills=2),
+    Scenario("two are timed out", ONE_TRACKED, (borrow, borrow), SWITCH, 0, 2, by_timeout=True),
+    Scenario("create fails", ONE_TRACKED, (borrow,) * 3, CREATE_FAILS, 2, 1),
+    Scenario("create gives None", ONE_TRACKED, (borrow,) * 3, NONE, 1, 1),
+    Scenario("check fails", ONE_TRACKED, (borrow_twice, borrow), CHECK_FAILS, 2, 1),
+    Scenario("reset fails", ONE_TRACKED, (borrow,) * 3, RESET_FAILS, 1, 1),
+    Scenario("destroy fails", ONE_TRACKED, (borrow, borrow), DESTROY_FAILS, 2, 1),
+    Scenario("destroy is cut off", tracked(max_size=1, destroy_timeout=1), (discard,) * 2, SWITCH),
+    Scenario("all fail", ONE_TRACKED, (borrow, borrow), ALL_FAIL, 3, 1),
+    Scenario("all fail, two slots", TWO_TRACKED, (borrow, glance_twice), ALL_FAIL, 1, 0),
+    Scenario("dead items, two slots", TWO_TRACKED, (borrow_twice, borrow, borrow), DEAD, 2),
+    Scenario("by hand", ONE_TRACKED, (borrow_by_hand, borrow, discard), SLOW_RETURN, kills=1),
+    Scenario("discarded inside", ONE_TRACKED, (discard_inside, borrow), SWITCH, kills=2),
+    Scenario("an error in the block", ONE_TRACKED, (stumble, stumble, borrow), SLOW_DESTROY, 0, 1),
+    Scenario("a greedy loop", ONE_TRACKED, (glance_thrice, borrow, borrow), kills=2),
+    Scenario("stacked", STACK_TRACKED, (borrow_twice, borrow), SLOW_RETURN, kills=1),
+    Scenario("get times out", ONE_TRACKED, (give_up, give_up, borrow), SLOW_DESTROY, kills=1),
+    Scenario("get times out and verbs fail", ONE_TRACKED, (give_up, borrow), ALL_FAIL, 2, 1),
+    Scenario("a Timeout around get", ONE_TRACKED, (cut_off, borrow), ALL_FAIL, 1, 1),
+    Scenario("killed before a put", ONE_TRACKED, (kill_then_put, borrow, borrow), SWITCH),
+    Scenario("killed after a put", ONE_TRACKED, (put_then_kill, borrow, borrow), SWITCH),
+    Scenario("a stray switch", ONE_TRACKED, (put_and_switch_to_second, borrow, borrow), SWITCH),
+    Scenario("put twice", ONE_TRACKED, (put_twice, borrow, put_what_nobody_holds), SWITCH),
+    Scenario("discarded and put", ONE_TRACKED, (discard, put_what_nobody_holds), SWITCH),
+    Scenario(
+        "max_waiting", tracked(max_size=1, max_waiting=1), (count_and_borrow,) * 3, SWITCH, 0, 1
+    ),
+    Scenario("grows", ONE_TRACKED, (borrow, borrow, borrow, grow), kills=1),
+    Scenario("shrinks", TWO_TRACKED, (borrow, borrow, borrow, shrink), SLOW_DESTROY),
+    Scenario("shrinks and grows", TWO_TRACKED, (borrow, borrow, shrink_and_grow), SLOW_DESTROY),
+    Scenario("closes", ONE_TRACKED, (borrow, borrow, close), SWITCH, kills=1),
+    Scenario("closes while verbs fail", ONE_TRACKED, (borrow, borrow, close), ALL_FAIL, 2),
+    Scenario("closes and waits", ONE_TRACKED, (borrow, borrow, close_and_wait), SWITCH, kills=1),
+    Scenario("closes twice", TWO_TRACKED, (borrow, close, close), SWITCH, kills=1),
+]
+
+# Too large to be run whole: some schedules, at random.
+LARGE = [
+    Scenario("four share two and all fails", TWO_TRACKED, (borrow_twice,) * 4, ALL_FAIL, 4, 3),
+    Scenario(
+        "everything at once",
+        TWO_TRACKED,
+        (borrow_twice, give_up, discard, shrink_and_grow),
+        ALL_FAIL,
+        3,
+        2,
+    ),
+    Scenario(
+        "everything at once, stacked",
+        STACK_TRACKED,
+        (borrow_by_hand, cut_off, stumble, put_then_kill, put_and_switch_to_second),
+        ALL_FAIL,
+        3,
+        2,
+        by_timeout=True,
+    ),
+    Scenario(
+        "closes amid everything", TWO_TRACKED, (give_up, borrow, discard, close), ALL_FAIL, 3, 2
+    ),
+    Scenario(
+        "plain, everything at once",
+        TWO,
+        (borrow_twice, give_up, put_then_kill, shrink_and_grow, cut_off),
+        CREATE_FAILS,
+        3,
+        2,
+    ),
+]
+
+
+def by_name(scenarios):
+    return pytest.mark.parametrize("scenario", scenarios, ids=lambda scenario: scenario.name)
+
+
+@by_name(SCENARIOS)
+def test_every_interleaving(scenario):
+    result = explore(scenario)
+    print(result)
+    assert result.failure is None, str(result)
+    assert result.complete
+
+
+@by_name(LARGE)
+def test_some_interleavings_of_a_larger_crowd(scenario):
+    result = sample(scenario, most=1000, seconds=STRESS_SECONDS / len(LARGE))
+    print(result)
+    assert result.failure is None, str(result)

@@ -1,0 +1,1061 @@
+"""RedisPool on a real redis-server: whatever one user does, the next one finds nothing of it."""
+
+import gc
+import inspect
+import logging
+import os
+import random
+import resource
+
+import gevent
+import greenlet
+import pytest
+import redis
+from gevent import Timeout
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, RedisPool
+from tests.cooperative import cooperative  # noqa: F401
+from tests.proxy import close, hang
+from tests.servers import RedisServer
+from tests.waiting import settle, spawn, until
+
+pytestmark = pytest.mark.usefixtures("cooperative")
+
+WORD = "xyzzy-secret"  # a password, to be looked for where it must not be
+
+
+@pytest.fixture
+def redis_pool():
+    """`redis_pool(server, ...)`: a RedisPool of one client, closed after the test."""
+    pools = []
+
+    def make(server=None, *args, pool_class=RedisPool, **options):
+        if server is not None:
+            options = {"host": server.host, "port": server.port} | options
+        pools.append(pool_class(*args, **({"max_size": 1, "decode_responses": True} | options)))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def locked_server(start_server):
+    """A redis-server with a password, a unix socket and a second user."""
+    server = start_server(RedisServer, password=WORD, unixsocket=True)
+    server.call("ACL", "SETUSER", "guest", "on", f">{WORD}2", "~*", "&*", "+@all")
+    return server
+
+
+def clients(server):
+    """List the clients that the server sees, but for the control connection."""
+    own = str(server.call("CLIENT", "ID"))
+    lines = server.call("CLIENT", "LIST").splitlines()
+    found = [dict(word.partition("=")[::2] for word in line.split()) for line in lines]
+    return [client for client in found if client["id"] != own]
+
+
+def state(client):
+    """Tell what the server knows of a client that a user could have changed."""
+    info = client.client_info()
+    names = ("name", "db", "sub", "psub", "multi", "flags", "user", "redir")
+    return {name: info[name] for name in names} | {"ping": client.ping()}
+
+
+def number(pool):
+    """Tell which connection the next user gets."""
+    with pool.item() as client:
+        return client.client_id()
+
+
+def whole(pool, server):
+    """Assert that the pool has all its slots, and each item a working connection."""
+    items = [pool.get(timeout=5) for _ in range(pool.max_size)]
+    assert len({item.client_id() for item in items}) == pool.max_size
+    assert pool.free() == 0
+    until(lambda: len(clients(server)) == pool.max_size)
+    for item in items:
+        pool.put(item)
+    assert pool.free() == pool.current_size == pool.max_size
+
+
+# Making clients
+
+
+def test_from_url(redis_server, redis_pool):
+    pool = redis_pool(None, f"{redis_server.url[:-1]}3?client_name=me", socket_timeout=7)
+    with pool.item() as client:
+        assert isinstance(client, redis.Redis)
+        assert client.client_info() | {"db": 3, "name": "me"} == client.client_info()
+        assert client.connection_pool.connection.socket_timeout == 7
+        assert client.set("a", "b")
+        assert client.get("a") == "b"
+
+
+def test_from_keywords(locked_server, redis_pool):
+    pool = redis_pool(locked_server, password=WORD, db=2, decode_responses=False)
+    with pool.item() as client:
+        assert client.client_info()["db"] == "2" or client.client_info()["db"] == 2
+        client.set("a", "b")
+        assert client.get("a") == b"b"
+
+
+def test_from_keywords_as_another_user(locked_server, redis_pool):
+    with redis_pool(locked_server, username="guest", password=f"{WORD}2").item() as client:
+        assert client.client_info()["user"] == "guest"
+
+
+@pytest.mark.parametrize("how", ["url", "keyword"])
+def test_unix_socket(locked_server, redis_pool, how):
+    pool = (
+        redis_pool(None, locked_server.unix_url)
+        if how == "url"
+        else redis_pool(unix_socket_path=str(locked_server.unixsocket), password=WORD)
+    )
+    with pool.item() as client:
+        client.select(1)
+    with pool.item() as client:
+        assert state(client)["db"] == 0
+        assert client.echo("x") == "x"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_both_protocols(redis_server, redis_pool, protocol):
+    pool = redis_pool(redis_server, protocol=protocol)
+    first = number(pool)
+    with pool.item() as client:
+        client.hset("h", mapping={"a": "1"})
+        assert client.hgetall("h") == {"a": "1"}
+        assert client.connection_pool.connection.protocol == protocol
+    assert number(pool) == first
+
+
+def test_each_client_has_exactly_one_connection(redis_server, redis_pool):
+    pool = redis_pool(redis_server, max_size=3)
+    items = [pool.get() for _ in range(3)]
+    for client in items:
+        client.incr("n")
+        client.pipeline().incr("n").incr("n").execute()
+        client.lock("lock").acquire()
+        client.delete("lock")
+        client.register_script("return 1")()
+        with client.pubsub() as pubsub:
+            pubsub.subscribe("a")
+        client.transaction(lambda pipe: pipe.multi() or pipe.incr("n"), "n")
+        assert len(clients(redis_server)) <= 3
+    assert len({client.client_id() for client in items}) == 3
+    until(lambda: len(clients(redis_server)) == 3)
+    for client in items:
+        pool.put(client)
+
+
+def test_a_second_connection_is_refused_in_words(redis_server, redis_pool):
+    with redis_pool(redis_server).item() as client, client.pubsub() as pubsub:
+        pubsub.subscribe("a")
+        with pytest.raises(redis.ConnectionError, match="take another item"):
+            client.get("a")
+
+
+def test_a_new_item_is_connected(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    pool.put(pool.get())
+    assert redis_server.stats()["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"single_connection_client": True},
+        {"connection_pool": object()},
+        {"max_connections": 3},
+        {"cache_config": redis.cache.CacheConfig(), "protocol": 3},
+        {"no_such_option": 1},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+@pytest.mark.parametrize("url", [None, "redis://127.0.0.1:1/0"])
+def test_options_that_make_no_sense_are_refused_at_once(option, url):
+    with pytest.raises(TypeError) as caught:
+        RedisPool(url, **option)
+    word = "caching" if "cache_config" in option else next(iter(option))
+    assert word in str(caught.value)
+
+
+def test_nonsense_urls_are_refused_at_once():
+    with pytest.raises(ValueError, match="scheme"):
+        RedisPool("http://127.0.0.1")
+
+
+class Inherited(RedisPool):
+    def create(self):
+        client = super().create()
+        client.mark = "mine"
+        return client
+
+
+@pytest.mark.parametrize("how", ["subclass", "own subclass", "keyword", "from_url", "used"])
+def test_clients_of_ones_own_have_one_connection_too(redis_server, redis_pool, how):
+    made = []
+
+    def create():
+        client = redis.Redis(host=redis_server.host, port=redis_server.port, decode_responses=True)
+        if how == "from_url":
+            client = redis.Redis.from_url(redis_server.url, decode_responses=True)
+        if how == "used":
+            client.ping()
+        client.mark = "mine"
+        made.append(client)
+        return client
+
+    class Own(RedisPool):
+        def create(self):
+            return create()
+
+    if how == "subclass":
+        pool = redis_pool(redis_server, pool_class=Inherited)
+    elif how == "own subclass":
+        pool = redis_pool(pool_class=Own)
+    else:
+        pool = redis_pool(create=create)
+    with pool.item() as client:
+        assert client.mark == "mine"
+        client.select(2)
+    with pool.item() as client:
+        assert state(client)["db"] == 0
+        client.pipeline().get("a").get("b").execute()
+        until(lambda: len(clients(redis_server)) == 1)
+        with client.pubsub() as pubsub:
+            pubsub.subscribe("a")
+            with pytest.raises(redis.ConnectionError):
+                client.get("a")
+    whole(pool, redis_server)
+
+
+def test_a_client_of_ones_own_on_a_single_connection_is_refused(redis_server, redis_pool):
+    made = []
+
+    def create():
+        made.append(
+            redis.Redis(
+                host=redis_server.host, port=redis_server.port, single_connection_client=True
+            )
+        )
+        return made[-1]
+
+    pool = redis_pool(create=create)
+    with pytest.raises(PoolError, match="single_connection_client"):
+        pool.get()
+    assert pool.current_size == 0
+    made[0].close()
+    until(lambda: clients(redis_server) == [])
+
+
+def test_no_verb_of_the_core_is_overridden():
+    from gpools import HttpPool
+
+    for pool_class in (RedisPool, HttpPool):
+        for verb in ("get", "put", "item", "discard"):
+            assert inspect.getattr_static(pool_class, verb) is inspect.getattr_static(
+                ConnectionPool, verb
+            )
+
+
+# What one user leaves, the next does not find
+
+
+def left_open(make):
+    """Do something with an object of redis-py, and keep that past the block."""
+
+    def leave(client, kept):
+        kept.append(make(client))
+
+    return leave
+
+
+def command(*words):
+    return lambda client, kept: client.execute_command(*words)
+
+
+def unread(*words):
+    """Send a command and leave its reply unread."""
+
+    def leave(client, kept):
+        connection = client.connection_pool.get_connection()
+        connection.send_command(*words)
+        client.connection_pool.release(connection)
+
+    return leave
+
+
+def watching_pipeline(client):
+    pipe = client.pipeline()
+    pipe.watch("k")
+    return pipe
+
+
+def pubsub(verb):
+    def make(client):
+        pubsub = client.pubsub()
+        getattr(pubsub, verb)("channel")
+        pubsub.parse_response()
+        return pubsub
+
+    return make
+
+
+def entered_monitor(client):
+    return client.monitor().__enter__()
+
+
+def unanswered(*words):
+    """Send a command, and catch the Timeout while it waits for a reply."""
+
+    def leave(client, kept):
+        with Timeout(0.02, False):
+            client.execute_command(*words)
+
+    return leave
+
+
+def refused(*words):
+    def leave(client, kept):
+        with pytest.raises(redis.ResponseError):
+            client.execute_command(*words)
+
+    return leave
+
+
+def in_a_pipeline(transaction):
+    def leave(client, kept):
+        client.pipeline(transaction).set("k", 1).execute_command("SELECT", 3).execute()
+
+    return leave
+
+
+LEFT = {
+    "SELECT": lambda client, kept: client.select(5),
+    "select": command("select", 5),
+    "SELECT in bytes": command(b"SELECT", 5),
+    "SELECT in a pipeline": in_a_pipeline(False),
+    "SELECT in a transaction": in_a_pipeline(True),
+    "SELECT, then back": lambda client, kept: client.select(5) and client.select(0),
+    "MULTI": command("MULTI"),
+    "MULTI with commands": lambda client, kept: [
+        client.execute_command("MULTI"),
+        client.execute_command("LPUSH", "k", "v"),
+    ],
+    "WATCH": command("WATCH", "k"),
+    "WATCH, then MULTI": lambda client, kept: [
+        client.execute_command("WATCH", "k"),
+        client.execute_command("MULTI"),
+    ],
+    "a watching pipeline": left_open(watching_pipeline),
+    "a pubsub": left_open(pubsub("subscribe")),
+    "a pubsub by pattern": left_open(pubsub("psubscribe")),
+    "SUBSCRIBE": unanswered("SUBSCRIBE", "channel"),
+    "PSUBSCRIBE": unanswered("PSUBSCRIBE", "channel*"),
+    "a monitor": left_open(entered_monitor),
+    "MONITOR": command("MONITOR"),
+    "CLIENT SETNAME": lambda client, kept: client.client_setname("dirty"),
+    "client setname": command("client", "setname", "dirty"),
+    "CLIENT SETNAME, one word": command("CLIENT SETNAME", "dirty"),
+    "CLIENT REPLY OFF": unanswered("CLIENT", "REPLY", "OFF"),
+    "CLIENT REPLY OFF unread": unread("CLIENT", "REPLY", "OFF"),
+    "CLIENT REPLY SKIP unread": unread("CLIENT", "REPLY", "SKIP"),
+    "CLIENT TRACKING": command("CLIENT", "TRACKING", "ON"),
+    "AUTH": lambda client, kept: client.auth("guestword", "guest"),
+    "HELLO": lambda client, kept: client.execute_command(
+        *("HELLO", client.get_connection_kwargs()["protocol"]),
+        *("AUTH", "guest", "guestword", "SETNAME", "dirty"),
+    ),
+    "RESET": command("RESET"),
+    "READONLY": refused("READONLY"),
+    "an unread reply": unread("ECHO", "foreign"),
+    "an unread error": unread("NONSENSE"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("left", LEFT)
+def test_the_next_user_gets_a_clean_connection(redis_server, redis_pool, left, protocol):
+    redis_server.call("ACL", "SETUSER", "guest", "on", ">guestword", "~*", "&*", "+@all")
+    pool = redis_pool(redis_server, protocol=protocol)
+    kept = []
+    with pool.item() as client:
+        fresh = state(client)
+        client.delete("k")
+    with pool.item() as client:
+        LEFT[left](client, kept)
+    redis_server.call("SET", "k", "touched")
+    redis_server.call("PUBLISH", "channel", "foreign")
+    with pool.item() as client:
+        assert state(client) == fresh
+        assert client.echo("mine") == "mine"
+        # An EXEC fails if the WATCH is still there.
+        assert client.pipeline().set("k", "v").get("k").execute() == [True, "v"]
+        assert redis_server.call("GET", "k") == "v"
+    whole(pool, redis_server)
+    redis_server.call("ACL", "DELUSER", "guest")
+
+
+def transaction_by_hand(end):
+    def act(client):
+        client.execute_command("WATCH", "k")
+        client.execute_command("MULTI")
+        client.execute_command(end)
+
+    return act
+
+
+def watch_by_hand(client):
+    client.execute_command("WATCH", "k")
+    client.execute_command("UNWATCH")
+
+
+KEPT = {
+    "a command": lambda client: client.set("k", "v"),
+    "a transaction": lambda client: client.pipeline().set("k", 1).get("k").execute(),
+    "a pipeline": lambda client: client.pipeline(False).set("k", 1).get("k").execute(),
+    "EXEC": transaction_by_hand("EXEC"),
+    "DISCARD": transaction_by_hand("DISCARD"),
+    "UNWATCH": watch_by_hand,
+    "a pipeline that watched": lambda client: client.transaction(
+        lambda pipe: pipe.multi() or pipe.get("k"), "k"
+    ),
+    "CLIENT reads": lambda client: [client.client_list(), client.client_getname()],
+    "an unused pubsub": lambda client: client.pubsub().close(),
+    "a script": lambda client: client.register_script("return redis.call('GET', 'k')")(),
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_a_clean_connection_is_kept(redis_server, redis_pool, what):
+    pool = redis_pool(redis_server)
+    first = number(pool)
+    with pool.item() as client:
+        KEPT[what](client)
+    assert number(pool) == first
+    assert redis_server.stats()["accepted"] == 1
+
+
+def wrong_type(client):
+    client.set("k", "v")
+    client.lpush("k", "v")
+
+
+def changed_under_watch(client):
+    with client.pipeline() as pipe:
+        pipe.watch("k")
+        pipe.set("k", "changed")
+        pipe.multi()
+        pipe.get("k").execute()
+
+
+def programs_own(client):
+    client.get("k")
+    raise ValueError("the program's own")
+
+
+ERRORS = [
+    (wrong_type, redis.ResponseError),
+    (lambda client: client.pipeline().lpush("k", 1).get("k").execute(), redis.ResponseError),
+    (lambda client: client.execute_command("NONSENSE"), redis.ResponseError),
+    (changed_under_watch, redis.WatchError),
+    (lambda client: client.set("k", object()), redis.DataError),
+    (programs_own, ValueError),
+]
+
+
+@pytest.mark.parametrize(("act", "error"), ERRORS)
+def test_an_application_error_keeps_the_item(redis_server, redis_pool, act, error):
+    pool = redis_pool(redis_server)
+    first = number(pool)
+    with pool.item() as client:
+        client.set("k", "v")
+    with pytest.raises(error), pool.item() as client:
+        act(client)
+    assert number(pool) == first
+    assert redis_server.stats()["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.ConnectionError("x"),
+        redis.TimeoutError("x"),
+        redis.InvalidResponse("x"),
+        redis.exceptions.ReadOnlyError("x"),
+        OSError("x"),
+        Timeout(0),
+        gevent.GreenletExit(),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_any_worse_error_does_not(redis_server, redis_pool, error):
+    pool = redis_pool(redis_server)
+    first = number(pool)
+    with pytest.raises(type(error)), pool.item():
+        raise error
+    assert number(pool) != first
+    until(lambda: len(clients(redis_server)) == 1)
+
+
+class Boom(Exception):
+    pass
+
+
+def boom(*args, **options):
+    raise Boom
+
+
+@pytest.mark.parametrize("caught", [True, False])
+def test_a_response_callback_that_raises_poisons_nobody(redis_server, redis_pool, caught):
+    """The replies behind it in the pipeline were nobody's, and then the next user's."""
+    pool = redis_pool(redis_server)
+
+    def half_way(client):
+        client.response_callbacks["TIME"] = boom
+        with pytest.raises(Boom):
+            client.pipeline(transaction=False).time().echo("theirs").echo("theirs").execute()
+        if caught:
+            assert client.echo("mine") == "mine"
+            return
+        raise Boom
+
+    if caught:
+        with pool.item() as client:
+            half_way(client)
+    else:
+        with pytest.raises(Boom), pool.item() as client:
+            half_way(client)
+    with pool.item() as client:
+        assert client.echo("mine") == "mine"
+        assert client.echo("mine too") == "mine too"
+    whole(pool, redis_server)
+
+
+# What escapes from its block
+
+
+def use_pipeline(pipe):
+    pipe.set("k", "foreign").execute()
+
+
+def use_watch(pipe):
+    pipe.watch("k")
+
+
+def use_pubsub(pubsub):
+    pubsub.subscribe("channel")
+
+
+def use_monitor(monitor):
+    monitor.__enter__()
+
+
+ESCAPED = {
+    "a pipeline": (lambda client: client.pipeline(), use_pipeline),
+    "a filled pipeline": (lambda client: client.pipeline().set("k", "foreign"), use_pipeline),
+    "a pipeline, to watch": (lambda client: client.pipeline(), use_watch),
+    "a watching pipeline": (watching_pipeline, use_pipeline),
+    "a pubsub": (lambda client: client.pubsub(), use_pubsub),
+    "a subscribed pubsub": (pubsub("subscribe"), use_pubsub),
+    "a subscribed pubsub, listening": (pubsub("subscribe"), lambda p: p.get_message(timeout=1)),
+    "a monitor": (entered_monitor, use_monitor),
+}
+
+
+@pytest.mark.parametrize("holder", ["idle", "in use"])
+@pytest.mark.parametrize("what", ESCAPED)
+def test_what_escapes_from_its_block_can_do_nothing(
+    redis_server, redis_pool, proxy_to, what, holder
+):
+    """A pipeline kept past its block used to send on the connection of whoever had it then."""
+    make, use = ESCAPED[what]
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy)
+    with pool.item() as client:
+        escaped = make(client)
+    if holder == "in use":
+        client = pool.get()
+    else:
+        client = pool.get()
+        pool.put(client)
+    made, sent = proxy.made, len(proxy.links[-1].request)
+
+    with pytest.raises((redis.ConnectionError, redis.WatchError)):
+        use(escaped)
+    del escaped
+    gc.collect()
+    settle()
+
+    assert proxy.made == made
+    assert len(proxy.links[-1].request) == sent
+    if holder == "in use":
+        assert client.echo("mine") == "mine"
+        pool.put(client)
+    with pool.item() as client:
+        assert client.get("k") is None
+    assert proxy.made == made
+
+
+@pytest.mark.parametrize("what", ESCAPED)
+def test_what_escapes_and_is_collected_does_no_io(redis_server, redis_pool, proxy_to, what):
+    make, _ = ESCAPED[what]
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy)
+    with pool.item() as client:
+        escaped = make(client)
+    pool.put(pool.get())
+    made, sent = proxy.made, [len(link.request) for link in proxy.links]
+    gc.collect()
+    with switches() as count:
+        del escaped
+        gc.collect()
+    assert count() == 0
+    settle()
+    assert (proxy.made, [len(link.request) for link in proxy.links]) == (made, sent)
+
+
+# Commands are sent once
+
+
+@pytest.mark.parametrize("how", ["url", "keywords"])
+def test_no_command_is_sent_twice(redis_server, redis_pool, proxy_to, how):
+    """redis-py retries by default, and one INCR became eleven."""
+    proxy = proxy_to(redis_server)
+    if how == "url":
+        pool = redis_pool(None, f"redis://{proxy.host}:{proxy.port}/0")
+    else:
+        pool = redis_pool(proxy)
+    pool.put(pool.get())
+    link = proxy.links[0]
+    link.fault = close(len(link.reply))
+
+    with pytest.raises(redis.ConnectionError), pool.item() as client:
+        client.incr("n")
+
+    assert redis_server.call("GET", "n") == "1"
+    assert number(pool)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"retry": Retry(NoBackoff(), 1)},
+        {"retry_on_error": [redis.ConnectionError]},
+    ],
+    ids=["retry", "retry_on_error"],
+)
+def test_a_command_is_sent_twice_for_who_asks_for_that(redis_server, redis_pool, proxy_to, asked):
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy, **asked)
+    pool.put(pool.get())
+    link = proxy.links[0]
+    link.fault = close(len(link.reply))
+    with pool.item() as client:
+        assert client.incr("n") == 2
+    assert redis_server.call("GET", "n") == "2"
+
+
+# Idle connections that die
+
+
+def idle(pool):
+    """Fill the pool; return how many items are idle."""
+    items = [pool.get() for _ in range(pool.max_size)]
+    for item in items:
+        pool.put(item)
+    return len(items)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_restarted_server_is_not_noticed(start_server, redis_pool, protocol):
+    server = start_server(RedisServer)
+    pool = redis_pool(server, max_size=4, protocol=protocol)
+    assert idle(pool) == 4
+    server.restart()
+    with pool.item(timeout=5) as client:
+        assert client.echo("x") == "x"
+    whole(pool, server)
+    assert server.stats()["accepted"] == 4
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("how", ["closed", "reset", "killed by the server", "stray bytes"])
+def test_a_connection_that_died_idle_is_not_handed_out(
+    redis_server, redis_pool, proxy_to, how, protocol
+):
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy, protocol=protocol)
+    first = number(pool)
+    if how == "closed":
+        proxy.close_all()
+    elif how == "reset":
+        proxy.reset_all()
+    elif how == "killed by the server":
+        redis_server.call("CLIENT", "KILL", "ID", first)
+        until(lambda: proxy.open == 0)
+    else:
+        proxy.links[0].client.sendall(b"+foreign\r\n")
+    with pool.item() as client:
+        assert client.echo("mine") == "mine"
+        assert client.client_id() != first
+    whole(pool, redis_server)
+
+
+def test_the_check_is_made_when_it_is_due(redis_server, redis_pool):
+    class Counting(RedisPool):
+        checks = 0
+
+        def check(self, item):
+            self.checks += 1
+            return super().check(item)
+
+    never = redis_pool(redis_server, pool_class=Counting, check_after=None)
+    late = redis_pool(redis_server, pool_class=Counting, check_after=3600)
+    always = redis_pool(redis_server, pool_class=Counting)
+    for pool in (never, late, always):
+        numbers = {number(pool) for _ in range(4)}
+        assert len(numbers) == 1
+    assert (never.checks, late.checks, always.checks) == (0, 0, 3)
+
+    redis_server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    with pytest.raises(redis.ConnectionError), late.item() as client:
+        client.ping()
+    assert number(always)
+
+
+class switches:
+    """Count how often greenlets switch: `with switches() as count: ...; count()`."""
+
+    def __enter__(self):
+        self.seen = 0
+        self.before = greenlet.settrace(self.trace)
+        return lambda: self.seen
+
+    def trace(self, event, ends):
+        self.seen += 1
+
+    def __exit__(self, *error):
+        greenlet.settrace(self.before)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_the_check_never_switches(redis_server, redis_pool, protocol):
+    pool = redis_pool(redis_server, protocol=protocol)
+    client = pool.get()
+    pool.put(client)
+    gevent.sleep(0)
+    with switches() as count:
+        gevent.sleep(0)
+    assert count() > 0  # else it counts nothing
+    with switches() as count:
+        assert pool.check(client)
+        assert pool.get() is client
+        pool.put(client)
+    assert count() == 0
+    redis_server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    with switches() as count, pytest.raises(redis.ConnectionError):
+        assert not pool.check(client)  # an error is a no, too
+    assert count() == 0
+
+
+@pytest.fixture
+def high_fds():
+    """Have all files opened from now on get a number beyond those that select() knows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("too few files may be open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    files = [open("/dev/null")]  # noqa: SIM115
+    while files[-1].fileno() < 1024:
+        files.append(open("/dev/null"))  # noqa: SIM115
+    yield
+    for file in files:
+        file.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_file_descriptors_beyond_1024(redis_server, redis_pool, high_fds):
+    pool = redis_pool(redis_server)
+    first = number(pool)
+    with pool.item() as client:
+        assert client.connection_pool.connection._sock.fileno() > 1023
+    assert number(pool) == first
+    redis_server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert number(pool) != first
+
+
+# Failing to connect
+
+
+def test_a_wrong_password_comes_out_as_it_is(locked_server, redis_pool):
+    pool = redis_pool(locked_server, password="wrong")
+    for _ in range(3):
+        with pytest.raises(redis.AuthenticationError):
+            pool.get()
+    assert pool.current_size == 0
+    assert pool.free() == 1
+    until(lambda: clients(locked_server) == [])
+
+
+def test_refused_connections_come_out_as_they_are(redis_server, redis_pool, proxy_to):
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy)
+    proxy.refuse()
+    for _ in range(3):
+        with pytest.raises(redis.ConnectionError, match=r"(?i)refused"):
+            pool.get()
+    assert pool.current_size == 0
+    proxy.listen()
+    assert number(pool)
+
+
+def test_a_database_that_does_not_exist_comes_out_as_it_is(redis_server, redis_pool):
+    pool = redis_pool(redis_server, db=99)
+    with pytest.raises(redis.ResponseError, match="out of range"):
+        pool.get()
+    assert pool.current_size == 0
+    until(lambda: clients(redis_server) == [])
+
+
+def test_a_connection_cut_in_the_handshake_costs_no_slot(redis_server, redis_pool, proxy_to):
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy)
+    proxy.script = [close(3), close(30), close()]
+    for _ in range(3):
+        with pytest.raises(redis.ConnectionError):
+            pool.get()
+    assert pool.current_size == 0
+    whole(pool, redis_server)
+
+
+@pytest.mark.parametrize("frozen", ["before connecting", "in a command"])
+def test_a_frozen_server_is_waited_for_no_longer_than_asked(redis_server, redis_pool, frozen):
+    pool = redis_pool(redis_server, max_size=2)
+    if frozen == "in a command":
+        items = [pool.get(), pool.get()]
+    redis_server.freeze()
+    try:
+        if frozen == "in a command":
+
+            def stuck(item):
+                try:
+                    with Timeout(0.05):
+                        item.get("k")
+                except Timeout:
+                    pool.discard(item)
+
+            users = [spawn(stuck, item) for item in items]
+            gevent.joinall(users, timeout=5, raise_error=True)
+        getters = [spawn(pool.get, timeout=0.05) for _ in range(5)]
+        gevent.joinall(getters, timeout=5)
+        for getter in getters:
+            assert isinstance(getter.exception, PoolTimeout)
+    finally:
+        redis_server.thaw()
+    assert pool.current_size == 0
+    whole(pool, redis_server)
+
+
+# Waiting for the server
+
+
+def test_a_blocking_command_that_outlasts_socket_timeout(redis_server, redis_pool):
+    pool = redis_pool(redis_server, socket_timeout=0.05)
+    first = number(pool)
+    with pytest.raises(redis.TimeoutError), pool.item() as client:
+        client.blpop("empty", timeout=0)
+    redis_server.call("RPUSH", "empty", "foreign")
+    with pool.item() as client:
+        assert client.client_id() != first
+        assert client.echo("mine") == "mine"
+
+
+def test_a_blocking_command_caught_in_the_block(redis_server, redis_pool):
+    pool = redis_pool(redis_server, socket_timeout=0.05)
+    with pool.item() as client:
+        with pytest.raises(redis.TimeoutError):
+            client.blpop("empty", timeout=0)
+        redis_server.call("RPUSH", "empty", "foreign")
+        assert client.echo("mine") == "mine"
+    with pool.item() as client:
+        assert client.echo("mine") == "mine"
+    whole(pool, redis_server)
+
+
+def test_a_blocking_command_that_finds_nothing_in_time_keeps_the_item(redis_server, redis_pool):
+    pool = redis_pool(redis_server, socket_timeout=5)
+    first = number(pool)
+    with pool.item() as client:
+        assert client.blpop("empty", timeout=0.02) is None
+    assert number(pool) == first
+
+
+# Passwords
+
+
+def test_nothing_prints_a_password(locked_server, redis_pool, caplog):
+    caplog.set_level(logging.DEBUG)
+    said = []
+    url = locked_server.url
+    assert WORD in url
+    pool = redis_pool(None, url, username="default", name="main")
+    item = pool.get()
+    said += [repr(pool), repr(item), repr(item.connection_pool)]
+    with pytest.raises(PoolTimeout) as caught:
+        pool.get(timeout=0)
+    said.append(str(caught.value))
+    said += map(str, pool.holders())
+    pool.put(item)
+    for wrong in (pool.put, pool.discard):
+        with pytest.raises(NotInUse) as caught:
+            wrong(item)
+        said.append(str(caught.value))
+    with pytest.raises(NotInUse) as caught:
+        pool.put(redis.Redis.from_url(url))
+    said.append(str(caught.value))
+    with pool.item() as client:  # a failing reset
+        client.select(1)
+    with pytest.raises(redis.ResponseError) as caught, pool.item() as client:
+        client.execute_command("NONSENSE")
+    said.append(str(caught.value))
+    item = pool.get()  # a failing destroy
+    item.connection_pool.retire = boom
+    connection = item.connection_pool.connection
+    pool.discard(item)
+    connection.disconnect()
+    for option in ("max_connections", "no_such_option"):
+        with pytest.raises(TypeError) as caught:
+            RedisPool(url, **{option: 1})
+        said.append(str(caught.value))
+    wrong = redis_pool(None, url.replace(WORD, f"{WORD}-wrong"))
+    with pytest.raises(redis.AuthenticationError) as caught:
+        wrong.get()
+    said.append(str(caught.value))
+    pool.close()
+    said.append(repr(pool))
+    with pytest.raises(PoolError) as caught:
+        pool.get()
+    said.append(str(caught.value))
+
+    assert "reset of" in caplog.text
+    assert "destroy of" in caplog.text
+    assert [text for text in (*said, caplog.text) if WORD in text] == []
+    assert "main" in repr(pool)
+
+
+# The storm
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_storm_of_kills_on_tagged_commands(redis_server, redis_pool, protocol):
+    """Thousands of commands, about every third interrupted: no foreign answer, no lost slot."""
+    pool = redis_pool(redis_server, max_size=5, protocol=protocol)
+    chance = random.Random(protocol)
+    answers, foreign, interrupted = 0, [], 0
+
+    def ask(client, tag):
+        kind = chance.randrange(4)
+        if kind == 0:
+            return client.echo(tag)
+        if kind == 1:
+            client.set(tag, tag)
+            return client.getdel(tag)
+        one, two = client.pipeline(transaction=kind == 2).echo(tag).echo(tag).execute()
+        return one if one == two else (one, two)
+
+    def user(name):
+        nonlocal answers
+        for turn in range(chance.randrange(1, 20)):
+            tag = f"{name}-{turn}"
+            with Timeout(chance.choice([0.0005, 0.002, 5]), False), pool.item() as client:
+                with Timeout(chance.choice([0.0005, 0.002, 5]), False):
+                    answer = ask(client, tag)
+                    answers += 1
+                    if answer != tag:
+                        foreign.append((tag, answer))
+                if chance.random() < 0.5:  # and goes on, or leaves
+                    answer = client.echo(tag + "+")
+                    answers += 1
+                    if answer != tag + "+":
+                        foreign.append((tag + "+", answer))
+
+    names = iter(range(100_000))
+    users = []
+    while answers < 3000 or interrupted < 300:
+        users = [user for user in users if not user.ready()]
+        users += [spawn(user, next(names)) for _ in range(20 - len(users))]
+        gevent.sleep(0.001)
+        for victim in chance.sample(users, 3):
+            victim.kill(block=False)
+            interrupted += 1
+        assert pool.current_size <= 5
+    gevent.killall(users)
+    settle()
+
+    assert foreign == []
+    assert pool.holders() == []
+    whole(pool, redis_server)
+
+
+def test_a_hundred_greenlets_on_five_connections(redis_server, redis_pool):
+    pool = redis_pool(redis_server, max_size=5)
+
+    def user(name):
+        for turn in range(5):
+            with pool.item() as client:
+                assert client.echo(f"{name}-{turn}") == f"{name}-{turn}"
+
+    users = [spawn(user, name) for name in range(100)]
+    gevent.joinall(users, timeout=30, raise_error=True)
+    assert redis_server.stats()["accepted"] == 5
+
+
+def test_close_leaves_no_connection(redis_server, redis_pool):
+    pool = redis_pool(redis_server, max_size=3)
+    idle(pool)
+    held = pool.get()
+    pool.close()
+    until(lambda: len(clients(redis_server)) == 1)
+    pool.put(held)
+    until(lambda: clients(redis_server) == [])
+    with pytest.raises(redis.ConnectionError, match="for good"):
+        held.ping()
+
+
+def test_a_kill_while_connecting_leaves_no_connection(redis_server, redis_pool, proxy_to):
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy)
+    proxy.script = [hang(5)]
+    getter = spawn(pool.get)
+    assert proxy.stopped.wait(5)
+    getter.kill()
+    assert pool.current_size == 0
+    until(lambda: proxy.open == 0)
+    whole(pool, redis_server)
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@needs_proc
+def test_a_kill_in_connect_leaves_no_socket_behind(redis_server, redis_pool, proxy_to):
+    """redis-py left it to the garbage collector, and so to whoever kept the error."""
+    proxy = proxy_to(redis_server)
+    proxy.never_accept()
+    pool = redis_pool(proxy)
+    before = open_files()
+    with pytest.raises(Timeout) as kept, Timeout(0.02):
+        pool.get()
+    assert open_files() == before
+    assert kept.value.__traceback__ is not None
