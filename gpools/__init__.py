@@ -19,7 +19,7 @@ from gpools.errors import (
     WrongThread,
 )
 from gpools.keyed import KeyedPool
-from gpools.pool import Pool, TokenPool
+from gpools.pool import Pool, Token, TokenPool
 from gpools.stats import Listener, Stats
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ __all__ = [
     "PoolUnavailable",
     "RedisPool",
     "Stats",
+    "Token",
     "TokenPool",
     "WrongThread",
 ]

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
+from inspect import signature
 from random import random
 from time import monotonic
 from types import TracebackType
@@ -747,8 +748,8 @@ class ConnectionPool(Pool[T]):
         if len(holds) < line.limit:
             advice = "create() or destroy() is slow, or timeout is short"
         late = PoolTimeout(
-            f"no item came free within {timeout} s ({len(holds)} of {line.limit} in use{others}, "
-            f"{len(line.waiters)} still waiting{longest}); {advice}"
+            f"no item {self._of_name()}came free within {timeout} s "
+            f"({len(holds)} of {line.limit} in use{others}, {len(line.waiters)} still waiting{longest}); {advice}"
         )
         late.holders = tuple(holds)
         if book.creator is not None:
@@ -831,6 +832,15 @@ class _Use(_Item[T]):
             pool.put(item)
         else:
             pool.discard(item)
+
+
+def split_settings(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """For adapters: part the keywords that are `ConnectionPool`'s from the client's."""
+    ours = {name: value for name, value in options.items() if name in _SETTINGS}
+    return ours, {name: value for name, value in options.items() if name not in _SETTINGS}
+
+
+_SETTINGS = frozenset(signature(ConnectionPool).parameters)
 
 
 def _require_sizes(min_size: int, max_size: int) -> None:

@@ -313,11 +313,14 @@ class Pool(Generic[T]):
         finally:
             timer.close()
 
+    def _of_name(self) -> str:
+        return "" if self.name is None else f"of {self.name!r} "
+
     def _late(self, timeout: float) -> PoolTimeout:
         line = self._line
         return PoolTimeout(
-            f"no item came free within {timeout} s ({line.size - len(line.idle)} of {line.limit} "
-            f"in use, {len(line.waiters)} still waiting); raise max_size, "
+            f"no item {self._of_name()}came free within {timeout} s "
+            f"({line.size - len(line.idle)} of {line.limit} in use, {len(line.waiters)} still waiting); raise max_size, "
             "or hold items for less time"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import cache
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, RemoteDisconnected
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,9 +13,11 @@ import httplib2
 
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
-from gpools.connection import ConnectionPool
+from gpools.connection import ConnectionPool, split_settings
 
 __all__ = ["HttpPool"]
+
+_IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
 
 
 class HttpPool(ConnectionPool[httplib2.Http]):
@@ -30,6 +32,8 @@ class HttpPool(ConnectionPool[httplib2.Http]):
     each read; *get_timeout* is the pool's own, the *timeout* of
     `ConnectionPool`.  What else `httplib2.Http` takes (*cache*, *proxy_info*,
     *ca_certs*, *disable_ssl_certificate_validation* ...) is passed on.
+
+    The other parameters are those of `ConnectionPool`.
 
     Each client keeps one connection per host open.  One that was interrupted
     in the middle of a request, by a Timeout or a kill, is let go with its
@@ -49,23 +53,13 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         *,
         timeout: float | None = 30.0,
         get_timeout: float | None = None,
-        name: str | None = None,
-        max_waiting: int | None = None,
-        check_after: float | None = 0.0,
-        destroy_timeout: float = 5.0,
-        **http_options: Any,
+        **options: Any,
     ) -> None:
+        settings, http_options = split_settings(options)
         self._http = _Clients({"timeout": timeout, **http_options})
+        settings.setdefault("check_timeout", None)  # check() does not wait
         super().__init__(
-            min_size,
-            max_size,
-            order_as_stack,
-            create,
-            name=name,
-            timeout=get_timeout,
-            max_waiting=max_waiting,
-            check_after=check_after,
-            destroy_timeout=destroy_timeout,
+            min_size, max_size, order_as_stack, create, timeout=get_timeout, **settings
         )
 
     def request(
@@ -95,7 +89,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         for connection in item.connections.values():
             if connection.sock is not None and not quiet(connection.sock):
                 connection.close()
-        return self._http.current(item)
+        return True
 
     def reset(self, item: httplib2.Http) -> None:
         """Drop connections in the middle of something; take back changed settings."""
@@ -122,8 +116,16 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         self._http.remember(item)
 
+    def _filenos(self, item: httplib2.Http) -> list[int]:
+        sockets = [connection.sock for connection in item.connections.values()]
+        return [sock.fileno() for sock in sockets if sock is not None and sock.fileno() >= 0]
+
+    def _change(self, **attributes: Any) -> None:
+        self._http.change(**attributes)
+        self.recycle()
+
     # What an Http is asked for beside request().  Each applies to the clients
-    # made from now on; those made before are let go when they come by.
+    # made from now on; those made before are let go.
 
     @property
     def timeout(self) -> float | None:
@@ -133,7 +135,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     @timeout.setter
     def timeout(self, seconds: float | None) -> None:
-        self._http.change(timeout=seconds)
+        self._change(timeout=seconds)
 
     @property
     def follow_redirects(self) -> bool:
@@ -143,7 +145,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     @follow_redirects.setter
     def follow_redirects(self, follow: bool) -> None:
-        self._http.change(follow_redirects=follow)
+        self._change(follow_redirects=follow)
 
     @property
     def redirect_codes(self) -> frozenset[int]:
@@ -153,24 +155,24 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     @redirect_codes.setter
     def redirect_codes(self, codes: frozenset[int]) -> None:
-        self._http.change(redirect_codes=codes)
+        self._change(redirect_codes=codes)
 
     def add_credentials(self, name: str, password: str, domain: str = "") -> None:
         """Add a user name and password for *domain*, or for all hosts."""
         self._http.model.add_credentials(name, password, domain)
-        self._http.change()
+        self._change()
 
     def add_certificate(
         self, key: str, cert: str, domain: str, password: str | None = None
     ) -> None:
         """Add a client certificate for *domain*."""
         self._http.model.add_certificate(key, cert, domain, password)
-        self._http.change()
+        self._change()
 
     def clear_credentials(self) -> None:
         """Forget all user names and passwords."""
         self._http.model.clear_credentials()
-        self._http.change()
+        self._change()
 
 
 class _Settings:
@@ -207,8 +209,7 @@ class _Clients:
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         self.model = httplib2.Http(**options)  # never connects
-        self.version = 0
-        self.made: WeakKeyDictionary[httplib2.Http, tuple[int, _Settings]] = WeakKeyDictionary()
+        self.made: WeakKeyDictionary[httplib2.Http, _Settings] = WeakKeyDictionary()
 
     def make(self) -> httplib2.Http:
         http = httplib2.Http(**self.options)
@@ -221,19 +222,13 @@ class _Clients:
     def change(self, **attributes: Any) -> None:
         for name, value in attributes.items():
             setattr(self.model, name, value)
-        self.version += 1
 
     def remember(self, http: httplib2.Http) -> None:
-        self.made[http] = self.version, _Settings(http)
-
-    def current(self, http: httplib2.Http) -> bool:
-        return self.made[http][0] == self.version
+        self.made[http] = _Settings(http)
 
     def restore(self, http: httplib2.Http) -> None:
-        """Give a client back the settings it was made with; raise if the pool's are others now."""
-        version, settings = self.made[http]
-        if version != self.version:
-            raise ValueError("the settings of the pool have changed since this client was made")
+        """Give a client back the settings it was made with."""
+        settings = self.made[http]
         if _Settings(http) != settings:
             settings.apply(http)
         # Those learnt from credentials that were taken away again, too.
@@ -245,16 +240,38 @@ class _Whole:
     """Mixed into `httplib2.Http`: a request that ends by an error ends its connection.
 
     httplib2 keeps a connection on which a Timeout hit, and when the Timeout is
-    caught it takes the late answer for that of its next request.
+    caught it takes the late answer for that of its next request.  It also sends
+    a request again when the server hangs up on it; that is kept to the methods
+    of which RFC 9110 says that twice is as good as once.
     """
 
-    def _conn_request(self, conn: HTTPConnection, *args: Any) -> Any:
+    def _conn_request(
+        self, conn: HTTPConnection, request_uri: str, method: str, body: Any, headers: Any
+    ) -> Any:
+        if method not in _IDEMPOTENT:
+            conn.request = _only_once(conn.request)  # type: ignore[method-assign]
         try:
-            return super()._conn_request(conn, *args)  # type: ignore[misc]
+            return super()._conn_request(conn, request_uri, method, body, headers)  # type: ignore[misc]
         except BaseException as error:
             conn.close()
             close_half_open(conn, error)
             raise
+        finally:
+            vars(conn).pop("request", None)
+
+
+def _only_once(request: Callable[..., None]) -> Callable[..., None]:
+    """Let a connection send *request* once, and raise where it would do so again."""
+    sent = False
+
+    def send(method: str, *args: Any, **kwargs: Any) -> None:
+        nonlocal sent
+        if sent:
+            raise RemoteDisconnected(f"the server hung up; {method} is not sent a second time")
+        sent = True
+        request(method, *args, **kwargs)
+
+    return send
 
 
 @cache

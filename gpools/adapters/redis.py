@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import redis
@@ -12,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gpools.adapters._half_open import close_half_open
-from gpools.connection import ConnectionPool
+from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
 __all__ = ["RedisPool"]
@@ -24,6 +25,8 @@ except ImportError:  # redis-py before 6.4
 else:
     # A notice that nobody asked for would look like a stray reply.
     _NO_NOTICES = MaintNotificationsConfig(enabled=False)
+
+_DEFAULT_RETRY = signature(redis.Redis).parameters["retry"].default
 
 # Commands that leave something behind on the connection, and those that undo it.
 _LEAVES = frozenset(
@@ -69,25 +72,12 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         max_size: int = 4,
         order_as_stack: bool = False,
         create: Callable[[], redis.Redis] | None = None,
-        name: str | None = None,
-        timeout: float | None = None,
-        max_waiting: int | None = None,
-        check_after: float | None = 0.0,
-        destroy_timeout: float = 5.0,
-        **redis_options: Any,
+        **options: Any,
     ) -> None:
+        settings, redis_options = split_settings(options)
         self._redis = _Clients(url, redis_options)
-        super().__init__(
-            min_size,
-            max_size,
-            order_as_stack,
-            create,
-            name=name,
-            timeout=timeout,
-            max_waiting=max_waiting,
-            check_after=check_after,
-            destroy_timeout=destroy_timeout,
-        )
+        settings.setdefault("check_timeout", None)  # check() does not wait
+        super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
     def create(self) -> redis.Redis:
         """Make a client; the pool connects it."""
@@ -125,12 +115,16 @@ class RedisPool(ConnectionPool["redis.Redis"]):
             ),
         )
 
+    def _filenos(self, item: redis.Redis) -> list[int]:
+        sock = _only(item).connection._sock
+        return [] if sock is None else [sock.fileno()]
+
     def _adopt(self, item: redis.Redis) -> None:
         if not isinstance(item.connection_pool, OneConnection):
             if item.connection is not None:
                 raise PoolError("create() returned a client with single_connection_client set")
             former = item.connection_pool
-            item.connection_pool = OneConnection.like(former)
+            item.connection_pool = OneConnection.like(former, **_without_default_retry(former))
             if item.auto_close_connection_pool:  # nobody else has it; it may have connected
                 former.disconnect()
             item.auto_close_connection_pool = False
@@ -164,11 +158,11 @@ class OneConnection(redis.ConnectionPool):
     """The connection pool of a pooled client: its one connection, taken or not."""
 
     @classmethod
-    def like(cls, model: redis.ConnectionPool) -> OneConnection:
-        """Make one with the settings of another pool."""
+    def like(cls, model: redis.ConnectionPool, **changed: Any) -> OneConnection:
+        """Make one with the settings of another pool, but for those *changed*."""
         if getattr(model, "cache", None) is not None:
             raise TypeError("client-side caching is not supported: each client would have its own")
-        kwargs = dict(model.connection_kwargs)
+        kwargs = {**model.connection_kwargs, **changed}
         if _NO_NOTICES is not None:
             kwargs.pop("maint_notifications_pool_handler", None)  # it acts on the model
             asked = kwargs.get("maint_notifications_config")
@@ -239,6 +233,15 @@ class OneConnection(redis.ConnectionPool):
             raise PoolError(f"{self.connection.owed} replies were not read")
         if self.connection.left:
             raise PoolError(f"{', '.join(sorted(self.connection.left))} left its mark")
+
+
+def _without_default_retry(pool: redis.ConnectionPool) -> dict[str, Any]:
+    """Return no retries, in place of those that redis-py gives a client unasked."""
+    settings = pool.connection_kwargs
+    asked = settings.get("retry_on_error") or settings.get("retry_on_timeout")
+    if asked or settings.get("retry") != _DEFAULT_RETRY:
+        return {}
+    return {"retry": Retry(NoBackoff(), 0)}
 
 
 def _only(client: redis.Redis) -> OneConnection:
