@@ -20,6 +20,7 @@ __all__ = ["Entry", "Lifecycle", "State"]
 T = TypeVar("T")
 
 JITTER = 0.05  # of max_age, at most, so that items made in a burst do not expire in one
+FRESH = 0.1  # seconds for which a new item that nobody has had is not checked
 
 
 class State(Enum):
@@ -115,7 +116,12 @@ class Lifecycle:
         """Tell whether an idle *entry* must be checked before it goes out."""
         if self.check_after == inf or entry.state is not IDLE:
             return False
-        return now > entry.since + self.check_after or entry.since <= self.suspect
+        if entry.since <= self.suspect:
+            return True
+        # A check that says no to whatever create() makes in the background
+        # would have a caller wait for one new item after the other.
+        trusted = self.check_after if entry.uses else max(self.check_after, FRESH)
+        return now > entry.since + trusted
 
     def doubt(self, entries: Iterable[Entry[Any]], now: float) -> None:
         """Trust none of the idle *entries* unseen: one of their kind was found dead."""
@@ -140,4 +146,4 @@ class Lifecycle:
             times.append(entry.expires)
             if entry.state is IDLE:
                 times.append(entry.since + self.max_idle)
-        return min(time for time in times if time > now) - now
+        return min((time for time in times if time > now), default=now) - now
