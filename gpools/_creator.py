@@ -63,7 +63,10 @@ class Creator:
         return pool is not None and self._more_wanted(pool) and self._pause() <= 0
 
     def _more_wanted(self, pool: ConnectionPool[Any]) -> bool:
-        wanted = max(len(pool._line.waiters), pool.min_size - len(pool._book.items))
+        line = pool._line
+        # An item or an error that came free for the first in line is on its way.
+        unserved = len(line.waiters) - len(line.idle) - len(line.errors)
+        wanted = max(unserved, pool.min_size - len(pool._book.items))
         return self.in_flight < min(wanted, 1 if self.failures else self._at_once)
 
     def _pause(self) -> float:
@@ -128,9 +131,13 @@ class Creator:
         if self._alarm is None:
             hub: Hub = get_hub()
             self._alarm = hub.loop.timer(pause)
-            self._alarm.start(self._ring)
+            self._alarm.start(_ring, ref(self), self._alarm)
 
-    def _ring(self) -> None:
-        self._alarm.close()
-        self._alarm = None
-        self.look()
+
+def _ring(creator: ref[Creator], alarm: Any) -> None:
+    # Weakly, for the traceback of the last error leads to the pool.
+    alarm.close()
+    alive = creator()
+    if alive is not None:
+        alive._alarm = None
+        alive.look()

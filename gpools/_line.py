@@ -26,6 +26,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from enum import Enum
 from itertools import takewhile
+from math import inf
 from time import monotonic
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
@@ -133,9 +134,12 @@ class Line(Generic[T]):
         if self.budget is not None:
             self.budget.used += 1
 
-    def take(self, first: bool = False) -> T | Literal[Grant.SLOT, Grant.NOTHING]:
-        """Take what may be had without waiting; *first* goes before the line.  Never switches."""
-        if first or not self.waiters:
+    def take(self, arrived: float = inf) -> T | Literal[Grant.SLOT, Grant.NOTHING]:
+        """Take what may be had without waiting.  Never switches.
+
+        Who came before those in line, as told by when he *arrived*, goes before them.
+        """
+        if not self.waiters or arrived < next(iter(self.waiters.values())):
             if self.idle:
                 return self.idle.popleft()
             if self.room():
@@ -143,8 +147,8 @@ class Line(Generic[T]):
                 return SLOT
         return NOTHING
 
-    def wait(self, first: bool = False) -> T | Literal[Grant.SLOT]:
-        """Stand in line, at its end or as the *first*, until served; switches."""
+    def wait(self, arrived: float | None = None) -> T | Literal[Grant.SLOT]:
+        """Stand in line, at its end or where who *arrived* then belongs, until served; switches."""
         hub, me = get_hub(), getcurrent()
         if me is hub:
             raise HubWouldBlock(
@@ -156,9 +160,10 @@ class Line(Generic[T]):
         if not self.waiters:
             self.errors.clear()  # meant for those who waited then
         self._hub = hub
-        self.waiters[me] = monotonic()
-        if first:
-            self.waiters.move_to_end(me, last=False)
+        if arrived is None:
+            self.waiters[me] = monotonic()
+        else:
+            self._rejoin(me, arrived)
         try:
             self.wake()
             if self.shed is not None and self._alarm is None:
@@ -171,6 +176,25 @@ class Line(Generic[T]):
             # Killed or timed out in line, owning nothing: only the place is given up.
             self.waiters.pop(me, None)
             raise
+
+    def keep_place(self, arrived: float) -> greenlet:
+        """Let nobody overtake who *arrived* then, while he is busy outside the line."""
+        place = greenlet()  # never runs
+        self._hub = get_hub()
+        self._rejoin(place, arrived)
+        return place
+
+    def give_up_place(self, place: greenlet) -> None:
+        """End what `keep_place` began."""
+        del self.waiters[place]
+        self.wake()
+
+    def _rejoin(self, me: greenlet, arrived: float) -> None:
+        # Few, if any, came earlier: others like him.
+        earlier = list(takewhile(lambda other: self.waiters[other] <= arrived, self.waiters))
+        self.waiters[me] = arrived
+        for waiter in (me, *reversed(earlier)):
+            self.waiters.move_to_end(waiter, last=False)
 
     def vacate(self) -> None:
         """Give up a slot.  Never switches."""
@@ -214,6 +238,9 @@ class Line(Generic[T]):
             self.errors.clear()
             self._pass_on()
             return
+        first = next(iter(self.waiters))
+        if not first:  # a place that is kept, by somebody who will be back
+            return
         error = None
         if self.refusal is not None:
             error = self.refusal()
@@ -224,8 +251,8 @@ class Line(Generic[T]):
         else:
             self._pass_on()
             return
-        granted = NOTHING if error is not None else self.take(first=True)
-        first, _ = self.waiters.popitem(last=False)
+        granted = NOTHING if error is not None else self.take(-inf)
+        del self.waiters[first]
         self.wake()  # for the next in line; this one may run for long
         if error is not None:
             first.throw(error)

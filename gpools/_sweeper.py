@@ -20,7 +20,8 @@ from gpools.lifecycle import IN_USE
 if TYPE_CHECKING:
     from gpools.connection import ConnectionPool
 
-RETRY = 1.0  # seconds until creations that failed here are tried again
+RETRY = 1.0  # seconds until what is missing of min_size is tried again
+SHORTEST = 0.001  # seconds between two looks, however short the ages are
 
 log = logging.getLogger("gpools")
 
@@ -35,6 +36,7 @@ class Sweeper:
         # many of them nobody has needed in all that time.
         self.fewest_idle = 0
         self._window_ends = inf
+        self._filling = False
         spawn_raw(self._run)
 
     def wake(self) -> None:
@@ -49,7 +51,7 @@ class Sweeper:
             self._wake.clear()
             pause = self._sweep(pool)
             del pool
-            self._wake.wait(None if pause == inf else pause)
+            self._wake.wait(None if pause == inf else max(pause, SHORTEST))
 
     def _sweep(self, pool: ConnectionPool[Any]) -> float:
         """Do all that is due; return the seconds until the next look.  May switch."""
@@ -86,12 +88,20 @@ class Sweeper:
         return pause
 
     def _refill(self, pool: ConnectionPool[Any]) -> float:
-        """Make what is missing of min_size, unless there is a creator, who does that."""
+        """See to what is missing of min_size, unless there is a creator, who does that."""
+        if pool._book.creator is not None or len(pool._book.items) >= pool.min_size:
+            return inf
+        if not self._filling:
+            self._filling = True
+            # By another greenlet, for a create that hangs must not stop the sweeps.
+            spawn_raw(self._fill_up, pool)
+        return RETRY
+
+    def _fill_up(self, pool: ConnectionPool[Any]) -> None:
         try:
-            if pool._book.creator is None:
-                pool._fill_up()
+            pool._fill_up()
         except BaseException as error:
-            # Whatever it was, the sweeper must go on.
+            # Whatever it was, it is tried again.
             log.warning("%r: create failed while refilling: %s", pool, type(error).__name__)
-            return RETRY
-        return inf
+        finally:
+            self._filling = False

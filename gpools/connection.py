@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from inspect import signature
+from math import inf
 from random import random
 from time import monotonic
 from types import TracebackType
@@ -390,26 +391,32 @@ class ConnectionPool(Pool[T]):
     # Getting.
 
     def _get(self) -> T:
-        line, book = self._line, self._book
-        first = False
+        line, book, begun = self._line, self._book, monotonic()
+        arrived = None  # known once he comes back with nothing
         while True:
             if line.refusal is not None:
                 raise line.refusal()
-            granted = line.take(first)
+            granted = line.take(inf if arrived is None else arrived)
             if granted is NOTHING:
-                granted = self._stand(first)
+                granted = self._stand(arrived)
             item = self._new() if granted is SLOT else granted
             entry = book.items[id(item)]
-            if self._sound(entry, item):
+            reason = self._judge(entry, item)
+            if reason is None:
                 return self._hold(entry, item, monotonic())
-            # Its item was dead, its turn was not: it keeps its place before the line.
-            first = True
+            # His item was no good, his turn was not: he keeps his place.
+            arrived = begun
+            place = line.keep_place(arrived)
+            try:
+                self._let_go(reason, item)
+            finally:
+                line.give_up_place(place)
 
     _wait = _get
 
-    def _stand(self, first: bool) -> Any:
+    def _stand(self, arrived: float | None) -> Any:
         line, book = self._line, self._book
-        if not first:
+        if arrived is None:
             if book.creator is not None:
                 book.creator.refuse_newcomers()
             if book.max_waiting is not None and len(line.waiters) >= book.max_waiting:
@@ -419,7 +426,7 @@ class ConnectionPool(Pool[T]):
                 )
         begun = monotonic()
         try:
-            return line.wait(first)
+            return line.wait(arrived)
         except PoolShed:
             book.counters.shed += 1
             self._tell("shed")
@@ -428,33 +435,27 @@ class ConnectionPool(Pool[T]):
             book.counters.waits += 1
             book.counters.wait_seconds += monotonic() - begun
 
-    def _sound(self, entry: Entry[T], item: T) -> bool:
-        """Tell whether an item just taken may go out; let go of it if not.  May switch."""
+    def _judge(self, entry: Entry[T], item: T) -> str | None:
+        """Tell why an item just taken may not go out, or None if it may.  May switch."""
         life, now = self._book.life, monotonic()
         reason = life.verdict(entry, now, self._spare())
-        if reason is not None:
-            self._let_go(reason, item)
-            return False
-        if life.check_due(entry, now):
-            entry.state = BETWEEN
-            try:
-                sound = self._checked(item)
-            except BaseException as error:
-                # Failed, or interrupted at an unknown byte; the slot must come free.
-                self._doubt_all()
-                self._let_go("check", item)
-                if not isinstance(error, Exception):
-                    raise
-                log.info("%r: check of %s failed: %r", self, item_name(item), error)
-                return False
-            if not sound:
-                self._doubt_all()
-                self._let_go("check", item)
-                return False
-            if self.closed:  # while check() ran
-                self._let_go("closed", item)
-                return False
-        return True
+        if reason is not None or not life.check_due(entry, now):
+            return reason
+        entry.state = BETWEEN
+        try:
+            sound = self._checked(item)
+        except Exception as error:
+            # By another greenlet, for a handler may wait, and be killed there.
+            spawn_raw(log.info, "%r: check of %s failed: %r", self, item_name(item), error)
+            sound = False
+        except BaseException:
+            # Interrupted at an unknown byte; the slot must come free.
+            self._let_go("check", item)
+            raise
+        if not sound:
+            self._doubt_all()
+            return "check"
+        return "closed" if self.closed else None  # while check() ran
 
     def _checked(self, item: T) -> bool:
         if self._book.check_timeout is None:
@@ -468,6 +469,7 @@ class ConnectionPool(Pool[T]):
             return False
         finally:
             timer.close()
+            del timer  # it is the error too, and would keep this frame alive
 
     def _doubt_all(self) -> None:
         book = self._book
@@ -749,7 +751,8 @@ class ConnectionPool(Pool[T]):
             advice = "create() or destroy() is slow, or timeout is short"
         late = PoolTimeout(
             f"no item {self._of_name()}came free within {timeout} s "
-            f"({len(holds)} of {line.limit} in use{others}, {len(line.waiters)} still waiting{longest}); {advice}"
+            f"({len(holds)} of {line.limit} in use{others}, {len(line.waiters)} still waiting"
+            f"{longest}); {advice}"
         )
         late.holders = tuple(holds)
         if book.creator is not None:

@@ -129,17 +129,22 @@ class KeyedPool(Generic[K, T]):
     @contextmanager
     def _at(self, key: K) -> Iterator[ConnectionPool[T]]:
         """Keep the pool of *key* while somebody is busy with it; forget it if it is empty then."""
-        keyed = self._pools.get(key)
+        keyed, surplus = self._pools.get(key), None
         if keyed is None:
             if self._closed:
                 raise PoolClosed(f"{self!r} is closed")
             made = self._make_pool(key)
-            keyed = self._pools.setdefault(key, _Keyed(made))
-            if keyed.pool is not made:  # another greenlet was faster
+            if self._closed:  # while make_pool() ran
                 made.close()
+                raise PoolClosed(f"{self!r} is closed")
+            keyed = self._pools.setdefault(key, _Keyed(made))
             self._budget.join(keyed.pool._line)
-        keyed.users += 1
+            if keyed.pool is not made:  # another greenlet was faster
+                surplus = made
+        keyed.users += 1  # before anything switches, else it might be forgotten meanwhile
         try:
+            if surplus is not None:
+                surplus.close()
             yield keyed.pool
         finally:
             keyed.users -= 1
@@ -180,9 +185,9 @@ class _KeyedUse(AbstractContextManager[T]):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        # Not by the key: its pool may be forgotten by now, if the item was discarded.
         assert self._use is not None
-        with self._pools._at(self._key):
-            self._use.__exit__(kind, error, tb)
+        self._use.__exit__(kind, error, tb)
 
 
 class _Budget(Generic[K, T]):
@@ -192,7 +197,7 @@ class _Budget(Generic[K, T]):
         self.limit = limit
         self.used = 0
         self._pools = pools
-        self._scheduled = False  # `_make_room` is on its way
+        self._scheduled = False  # `_go_on` is on its way
 
     def join(self, line: Line[Any]) -> None:
         if line.budget is None:
@@ -217,18 +222,24 @@ class _Budget(Generic[K, T]):
             return
         if self.used < self.limit:
             longest.wake()  # it may take the slot, being the longest
-        elif not self._scheduled:
-            # To destroy an item can switch, so that is left to the hub.
-            get_hub().loop.run_callback(self._make_room)
+        if not self._scheduled:
+            # Others stand behind the longest, which may have taken an idle item
+            # of its own or one slot of two: they are seen to when it was served.
+            # And to destroy an item can switch, so that is left to the hub too.
+            get_hub().loop.run_callback(self._go_on)
             self._scheduled = True
+
+    def _go_on(self) -> None:
+        self._scheduled = False
+        if self.used < self.limit:
+            self.seek()
+        else:
+            self._make_room()
 
     def _make_room(self) -> None:
         """Let idle items go, of any key, as many as are waited for."""
-        self._scheduled = False
         pools = [keyed.pool for keyed in self._pools.values()]
-        wanted = sum(min(len(line.waiters), line.limit - line.size) for line in self._wanting())
-        coming = self.limit - self.used + sum(len(pool._book.going) for pool in pools)
-        for _ in range(wanted - coming):
+        for _ in range(_wanted(self._wanting()) - self._coming()):
             spare = [pool for pool in pools if pool._line.idle and not pool._line.waiters]
             if not spare:
                 return
@@ -239,18 +250,23 @@ class _Budget(Generic[K, T]):
             return True
         if self.used < self.limit:
             return False
-        longest = self._longest_waiting()
-        if longest is None or longest is line:
-            return False
-        if not line.waiters:
-            return True
-        return longest.size == 0 and _first(longest) < _first(line)
+        others = [other for other in self._wanting() if other is not line]
+        if line.waiters:
+            others = [other for other in others if _first(other) < _first(line)]
+            if all(other.size for other in others):
+                return False
+        return _wanted(others) > self._coming()
 
     def forget_if_empty(self, key: K, keyed: _Keyed[T]) -> None:
         line = keyed.pool._line
         unused = line.size == 0 and not line.waiters and not keyed.users
         if unused and self._pools.get(key) is keyed:
             del self._pools[key]
+
+    def _coming(self) -> int:
+        """Return how many slots are free, or will be without another item having to go."""
+        going = sum(len(keyed.pool._book.going) for keyed in self._pools.values())
+        return self.limit - self.used + going
 
     def _longest_waiting(self) -> Line[T] | None:
         """Return the line whose first has waited longest, of those that could use a slot."""
@@ -261,10 +277,15 @@ class _Budget(Generic[K, T]):
         return [
             keyed.pool._line
             for keyed in self._pools.values()
-            if keyed.pool._line.waiters
+            if len(keyed.pool._line.waiters) > len(keyed.pool._line.idle)
             and keyed.pool._line.size < keyed.pool._line.limit
             and (keyed.pool._book.creator is None or keyed.pool._book.creator.ready())
         ]
+
+
+def _wanted(lines: list[Line[T]]) -> int:
+    """Return how many slots all of *lines* could use."""
+    return sum(min(len(line.waiters) - len(line.idle), line.limit - line.size) for line in lines)
 
 
 def _first(line: Line[Any]) -> float:

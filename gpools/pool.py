@@ -84,10 +84,7 @@ class _Channel(Generic[T]):
         """Wait for an item as `Pool.get` does; raises `queue.Empty` where that times out."""
         if not block:
             raise queue.Empty
-        try:
-            return self._pool._within(timeout, self._pool._wait)
-        except PoolTimeout:
-            raise queue.Empty from None
+        return self._pool._within(timeout, self._pool._wait, lambda _: queue.Empty())
 
     def getting(self) -> int:
         """Tell how many greenlets wait."""
@@ -299,7 +296,12 @@ class Pool(Generic[T]):
             self._line.vacate()
             raise
 
-    def _within(self, timeout: float | None, act: Callable[[], R]) -> R:
+    def _within(
+        self,
+        timeout: float | None,
+        act: Callable[[], R],
+        late: Callable[[float], Exception] | None = None,
+    ) -> R:
         if timeout is None:
             return act()
         timer = Timeout.start_new(max(timeout, 0))
@@ -308,10 +310,11 @@ class Pool(Generic[T]):
         except Timeout as fired:
             if fired is not timer:
                 raise
-            late = self._late(timeout)
-            raise late from late.__cause__
         finally:
             timer.close()
+            # Being the error too, it has this frame, which has the pool: a cycle.
+            del timer
+        raise (late or self._late)(timeout)
 
     def _of_name(self) -> str:
         return "" if self.name is None else f"of {self.name!r} "
@@ -320,8 +323,8 @@ class Pool(Generic[T]):
         line = self._line
         return PoolTimeout(
             f"no item {self._of_name()}came free within {timeout} s "
-            f"({line.size - len(line.idle)} of {line.limit} in use, {len(line.waiters)} still waiting); raise max_size, "
-            "or hold items for less time"
+            f"({line.size - len(line.idle)} of {line.limit} in use, {len(line.waiters)} "
+            "still waiting); raise max_size, or hold items for less time"
         )
 
 
