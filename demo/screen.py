@@ -18,7 +18,8 @@ HEADS = {
 LEGEND = (
     "naive finally: a client goes back whatever happened to it.  naive except: an Exception drops\n"
     "it, else it goes back; but a kill or a gevent.Timeout is no Exception, and leaks it.\n"
-    "The servers counted the connections.  ✗: what gpools promises does not hold here."
+    "The servers counted the connections.  RedisPool connects during the wait, the naive pools\n"
+    "after it.  ✗: what gpools promises does not hold here."
 )
 
 

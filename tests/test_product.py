@@ -90,7 +90,7 @@ def run(seed, create, check, reset, destroy):
     pool = ConnectionPool(max_size=2, **gate.verbs)
     plans = list(product(VERBS, (kill, time_out)))
     users = [gevent.Greenlet(use, pool, gate) for _ in range(len(plans) + 2)]
-    gate.plans.update(zip(users, plans))  # and two users that nobody disturbs
+    gate.plans.update(zip(users, plans, strict=False))  # and two users that nobody disturbs
     for user in users:
         user.start()
     gevent.sleep(10_000)

@@ -1,0 +1,161 @@
+"""Watch the invariants of `gpools._line` at every switch of greenlets.
+
+A test module that says ::
+
+    from tests.watching import invariants_hold  # noqa: F401  (autouse)
+
+has every pool made by its tests watched, and a test fails if, at any switch,
+one of the numbered invariants did not hold.
+"""
+
+import weakref
+from contextlib import contextmanager
+from itertools import islice
+from math import inf
+
+import greenlet
+import pytest
+from gevent.hub import Hub
+
+from gpools import ConnectionPool, Pool
+from gpools.connection import State
+from tests.hostile import Gate
+
+__all__ = ["both", "counting_switches", "invariants_hold", "make", "tracing"]
+
+both = pytest.mark.parametrize("kind", [Pool, ConnectionPool])
+
+
+def make(kind, gate, **settings):
+    """Make a pool of *kind* over *gate*; a connection pool gets all four verbs."""
+    if issubclass(kind, ConnectionPool):
+        return kind(**gate.verbs, **settings)
+    return kind(create=gate.create, **settings)
+
+
+@contextmanager
+def tracing(seen):
+    """Call ``seen(event, origin, target)`` at every switch, after who traces already."""
+    before = greenlet.gettrace()
+
+    def trace(event, args):
+        if before is not None:
+            before(event, args)
+        seen(event, *args)
+
+    greenlet.settrace(trace)
+    try:
+        yield
+    finally:
+        greenlet.settrace(before)
+
+
+@contextmanager
+def counting_switches():
+    """Count, by greenlet, how often each is switched to."""
+    counts = {}
+
+    def seen(event, origin, target):
+        counts[target] = counts.get(target, 0) + 1
+
+    with tracing(seen):
+        yield counts
+
+
+class Watch:
+    """What must hold of one pool at every switch."""
+
+    def __init__(self, pool):
+        self.pool = weakref.ref(pool)
+        self.violations = []
+        self.held = None  # of a plain Pool: the items in use, if somebody keeps count
+        self.limit, self.size = inf, 0  # as seen at the switch before
+        self.arrival = {}  # waiter: its number in the order of arrival
+        self.last = 0
+
+    def look(self, event, origin, target):
+        pool = self.pool()
+        if pool is None or len(self.violations) > 20:
+            return
+        line = pool._line
+
+        # 2. Somebody waits while something is to be had => _serve is scheduled.
+        to_be_had = line.idle or line.size < line.limit or line.refusal is not None
+        self.claim(2, not (line.waiters and to_be_had) or line._scheduled)
+
+        # 3. Nobody overtakes the line: who leaves it served stood before the rest.
+        if event == "throw":
+            self.arrival.pop(target, None)
+        if origin not in line.waiters:
+            self.arrival.pop(origin, None)
+        elif origin not in self.arrival:
+            self.last += 1
+            self.arrival[origin] = self.last
+            head = next(iter(line.waiters))
+            if head is origin and len(line.waiters) > 1:  # back in its own place
+                second = next(islice(line.waiters, 1, None))
+                self.arrival[origin] = self.arrival[second] - 0.001
+        number = self.arrival.get(target)
+        if number is not None and target not in line.waiters:
+            del self.arrival[target]
+            if line.waiters:
+                self.claim(3, number < self.arrival[next(iter(line.waiters))])
+
+        # 1. While the hub has something in its hands it is in transit; else all is counted.
+        if isinstance(target, Hub) and hasattr(pool, "min_size"):
+            self.count(pool, line)
+
+    def count(self, pool, line):
+        # After a shrink there may be too many; they must not become more.
+        if line.limit >= self.limit:
+            self.claim("1 (limit)", line.size <= max(line.limit, self.size))
+        self.limit, self.size = line.limit, line.size
+        self.claim("1 (idle)", len(line.idle) <= line.size)
+        gate = getattr(pool.create, "__self__", None)
+        gate = gate if isinstance(gate, Gate) else None
+        known = None
+        if isinstance(pool, ConnectionPool):
+            book = pool._book
+            idle = sum(e.state is State.IDLE for e in book.items.values())
+            self.claim("1 (shelf)", idle == len(line.idle))
+            self.claim("1 (gone)", all(e.state is State.GONE for e in book.going.values()))
+            known = len(book.items) + len(book.going)
+        elif self.held is not None:
+            known = len(line.idle) + len(self.held)
+        if known is not None and gate is not None:
+            self.claim("1 (size)", line.size == known + gate.creating)
+            if isinstance(pool, ConnectionPool):
+                self.claim("1 (live)", gate.live + gate.creating <= line.size)
+        if gate is not None:
+            # 5. An item has one holder at most.
+            self.claim(5, not gate.double_uses and not gate.double_destroys)
+
+    def claim(self, number, holds):
+        if not holds:
+            self.violations.append(f"invariant {number}: {self.pool()!r}")
+
+
+@pytest.fixture(autouse=True)
+def invariants_hold(monkeypatch):
+    """Yield a function that returns the `Watch` of a pool; all are asserted on at the end."""
+    watches = {}
+
+    def new(cls, *args, **kwargs):
+        pool = original(cls, *args, **kwargs)
+        watches[id(pool)] = Watch(pool)
+        return pool
+
+    def seen(event, origin, target):
+        for watch in list(watches.values()):
+            try:
+                watch.look(event, origin, target)
+            except Exception as error:  # a trace function must not raise
+                watch.violations.append(repr(error))
+
+    original = Pool.__new__
+    monkeypatch.setattr(Pool, "__new__", new)
+    with tracing(seen):
+        yield lambda pool: watches[id(pool)]
+    violations = [v for watch in watches.values() for v in watch.violations]
+    if violations:
+        pytest.fail("\n".join(violations[:20]))
