@@ -24,6 +24,7 @@ from gevent.hub import Hub
 from gpools.errors import PoolError, PoolTimeout, PoolUnavailable
 
 if TYPE_CHECKING:
+    from gpools._book import Book
     from gpools._line import Line
     from gpools.connection import ConnectionPool
 
@@ -46,7 +47,7 @@ class Creator:
     def look(self) -> None:
         """Start as many creations as are wanted and allowed.  Never switches."""
         pool = self._pool()
-        if pool is None or pool.closed:
+        if pool is None or pool.closed or pool._book.creator is not self:
             return
         while self._more_wanted(pool) and pool._line.open():
             pause = self._pause()
@@ -55,7 +56,7 @@ class Creator:
                 return
             pool._line.claim()
             self.in_flight += 1
-            spawn_raw(self._create, pool)
+            spawn_raw(self._create, pool, pool._line, pool._book)
 
     def ready(self) -> bool:
         """Tell whether another creation would be started if there was a slot."""
@@ -89,8 +90,9 @@ class Creator:
         """Return one with the same settings, nothing in flight and no failures."""
         return Creator(pool, self._at_once, self._create_timeout)
 
-    def _create(self, pool: ConnectionPool[Any]) -> None:
-        line = pool._line
+    def _create(self, pool: ConnectionPool[Any], line: Line[Any], book: Book[Any]) -> None:
+        if pool._book is not book:  # forked before this began: the slot is the parent's
+            return
         timer = Timeout.start_new(self._create_timeout)
         try:
             item = pool._fill()
@@ -104,7 +106,7 @@ class Creator:
             timer.close()
             self.in_flight -= 1
             self.failures, self.last_error = 0, None
-            pool._shelve(pool._book.items[id(item)], item)
+            pool._shelve(book.items[id(item)], item)
         # The one that ended may have kept others from starting.
         self.look()
 

@@ -8,7 +8,8 @@ switch, cited elsewhere by number:
    or destroyed.  A slot is taken before its item is made and comes free after
    its item is gone, so never more than ``limit`` exist (but for a recent
    shrink, a hand edit, or a foreign put, which a plain `Pool` allows).
-2. Somebody waits while something is to be had => `_serve` is scheduled.
+2. Somebody waits while something is to be had => `_serve` is scheduled, unless
+   the first place is kept for one who will be back within a turn of the hub.
 3. Nobody overtakes the line.
 4. Every way in which an item or a slot comes free ends in `wake`.
 5. An item has one holder at most (connection pools).

@@ -568,13 +568,12 @@ class ConnectionPool(Pool[T]):
             self._belong_here()
         pool = type(self).__name__
         entry = book.items.get(id(item))
-        if entry is None or entry.find() is not item:
-            why = "is discarded already" if id(item) in book.going else "is not in use here"
-            raise NotInUse(f"this {pool} got back {item_name(item)}, which {why}")
-        if entry.state is not IN_USE:
-            raise NotInUse(
-                f"this {pool} got back {item_name(item)}, which is {entry.state.value} already"
-            )
+        known = entry is not None and entry.find() is item
+        if id(item) not in book.going and not known:
+            raise NotInUse(f"this {pool} got back an item that it has not out: {item_name(item)}")
+        if entry is None or entry.state is not IN_USE:
+            state = (GONE if entry is None else entry.state).value
+            raise NotInUse(f"this {pool} got back {item_name(item)} twice: it is {state} already")
         entry.state = BETWEEN
         if book.count_holds:
             book.counters.hold_seconds += monotonic() - entry.since
