@@ -223,7 +223,7 @@ class ConnectionPool(Pool[T]):
             if now < entry.trusted_until:
                 return self._hold(entry, item, now)
             line.idle.appendleft(item)
-        return self._within(book.timeout if timeout is MISSING else timeout, self._get)
+        return self._get_within(book.timeout if timeout is MISSING else timeout, self._get_slowly)
 
     def put(self, item: T) -> None:
         """Give *item* back; the first in line gets it.
@@ -288,9 +288,9 @@ class ConnectionPool(Pool[T]):
         `PoolClosed`; without *max_creating* whatever `create` raises.  May switch.
         """
         if self._book.creator is None:
-            self._within(timeout, self._fill_up)
+            self._get_within(timeout, self._fill_up)
         else:
-            self._within(timeout, self._await_filled)
+            self._get_within(timeout, self._await_filled)
         if self._line.refusal is not None:
             raise self._line.refusal()
 
@@ -390,7 +390,7 @@ class ConnectionPool(Pool[T]):
 
     # Getting.
 
-    def _get(self) -> T:
+    def _get_slowly(self) -> T:
         line, book, begun = self._line, self._book, monotonic()
         arrived = None  # known once he comes back with nothing
         while True:
@@ -412,7 +412,7 @@ class ConnectionPool(Pool[T]):
             finally:
                 line.give_up_place(place)
 
-    _wait = _get
+    _get_in_line = _get_slowly
 
     def _stand(self, arrived: float | None) -> Any:
         line, book = self._line, self._book
@@ -737,7 +737,7 @@ class ConnectionPool(Pool[T]):
             log.info("%r: fit_after of %s failed: %r", self, item_name(item), failure)
             return False
 
-    def _late(self, timeout: float) -> PoolTimeout:
+    def _timeout_error(self, timeout: float) -> PoolTimeout:
         line, book = self._line, self._book
         book.counters.timeouts += 1
         self._tell("timed_out")

@@ -84,7 +84,7 @@ class _Channel(Generic[T]):
         """Wait for an item as `Pool.get` does; raises `queue.Empty` where that times out."""
         if not block:
             raise queue.Empty
-        return self._pool._within(timeout, self._pool._wait, lambda _: queue.Empty())
+        return self._pool._get_within(timeout, self._pool._get_in_line, lambda _: queue.Empty())
 
     def getting(self) -> int:
         """Tell how many greenlets wait."""
@@ -164,7 +164,7 @@ class Pool(Generic[T]):
         line.idle = deque()
         for _ in range(min_size):
             line.size += 1
-            line.idle.append(self._make())
+            line.idle.append(self._make_item())
 
     def create(self) -> T:
         """Make one item; to be defined by a subclass or given as *create*.
@@ -190,7 +190,7 @@ class Pool(Generic[T]):
         line = self._line
         if line.idle and not line.waiters:
             return line.idle.popleft()
-        return self._within(timeout, self._get)
+        return self._get_within(timeout, self._get_slowly)
 
     def put(self, item: T) -> None:
         """Give *item* back; the first in line gets it.
@@ -277,17 +277,17 @@ class Pool(Generic[T]):
             f"{len(line.waiters)} waiting, max {line.limit}>"
         )
 
-    def _get(self) -> T:
+    def _get_slowly(self) -> T:
         granted = self._line.take()
         if granted is NOTHING:
-            return self._wait()
-        return self._make() if granted is SLOT else granted
+            return self._get_in_line()
+        return self._make_item() if granted is SLOT else granted
 
-    def _wait(self) -> T:
+    def _get_in_line(self) -> T:
         granted = self._line.wait()
-        return self._make() if granted is SLOT else granted
+        return self._make_item() if granted is SLOT else granted
 
-    def _make(self) -> T:
+    def _make_item(self) -> T:
         """Fill a slot that is already taken; may switch."""
         try:
             return self.create()
@@ -296,7 +296,7 @@ class Pool(Generic[T]):
             self._line.vacate()
             raise
 
-    def _within(
+    def _get_within(
         self,
         timeout: float | None,
         act: Callable[[], R],
@@ -314,12 +314,12 @@ class Pool(Generic[T]):
             timer.close()
             # Being the error too, it has this frame, which has the pool: a cycle.
             del timer
-        raise (late or self._late)(timeout)
+        raise (late or self._timeout_error)(timeout)
 
     def _of_name(self) -> str:
         return "" if self.name is None else f"of {self.name!r} "
 
-    def _late(self, timeout: float) -> PoolTimeout:
+    def _timeout_error(self, timeout: float) -> PoolTimeout:
         line = self._line
         return PoolTimeout(
             f"no item {self._of_name()}came free within {timeout} s "
