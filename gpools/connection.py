@@ -732,7 +732,7 @@ class ConnectionPool(Pool[T]):
         if not isinstance(error, Exception):
             return False
         try:
-            return self.fit_after(item, error)
+            return bool(self.fit_after(item, error))
         except Exception as failure:
             log.info("%r: fit_after of %s failed: %r", self, item_name(item), failure)
             return False
