@@ -245,18 +245,6 @@ def test_new_item_is_not_checked(pool, gate):
     assert gate.calls["check"] == 0
 
 
-def test_item_that_is_handed_to_a_waiter_is_checked_if_it_was_idle_too_long(gate):
-    """It may lie there for a moment, if the hub is busy."""
-    pool = make(ConnectionPool, gate, max_size=1)
-    item = pool.get()
-    waiter = spawn(pool.get)
-    settle()
-    pool.put(item)
-    settle()
-    assert waiter.ready()
-    assert gate.calls["check"] <= 1
-
-
 def test_check_that_says_no_has_the_item_replaced(pool, gate):
     gate.behaviours["check"] = (stale, ok)
     dead = pool.get()
