@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import cache
@@ -95,7 +96,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         for connection in item.connections.values():
             if connection.sock is not None and not quiet(connection.sock):
                 connection.close()
-        return self._http.current(item)
+        return True
 
     def reset(self, item: httplib2.Http) -> None:
         """Drop connections in the middle of something; take back changed settings."""
@@ -123,7 +124,22 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         self._http.remember(item)
 
     # What an Http is asked for beside request().  Each applies to the clients
-    # made from now on; those made before are let go when they come by.
+    # made from now on; those made before are let go, if in use as they come back.
+
+    def _change(self, **attributes: Any) -> None:
+        self._http.change(**attributes)
+        line = self._line
+        idle, line.idle = line.idle, deque()
+        self._let_go(*(self._book.items[id(item)] for item in idle))
+
+    @property
+    def connections(self) -> dict[str, HTTPConnection]:
+        """The connections of the idle clients, by host and number of the client; a copy."""
+        return {
+            f"{host} {number}": connection
+            for number, http in enumerate(self._line.idle)
+            for host, connection in http.connections.items()
+        }
 
     @property
     def timeout(self) -> float | None:
@@ -133,7 +149,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     @timeout.setter
     def timeout(self, seconds: float | None) -> None:
-        self._http.change(timeout=seconds)
+        self._change(timeout=seconds)
 
     @property
     def follow_redirects(self) -> bool:
@@ -143,7 +159,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     @follow_redirects.setter
     def follow_redirects(self, follow: bool) -> None:
-        self._http.change(follow_redirects=follow)
+        self._change(follow_redirects=follow)
 
     @property
     def redirect_codes(self) -> frozenset[int]:
@@ -153,24 +169,24 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     @redirect_codes.setter
     def redirect_codes(self, codes: frozenset[int]) -> None:
-        self._http.change(redirect_codes=codes)
+        self._change(redirect_codes=codes)
 
     def add_credentials(self, name: str, password: str, domain: str = "") -> None:
         """Add a user name and password for *domain*, or for all hosts."""
         self._http.model.add_credentials(name, password, domain)
-        self._http.change()
+        self._change()
 
     def add_certificate(
         self, key: str, cert: str, domain: str, password: str | None = None
     ) -> None:
         """Add a client certificate for *domain*."""
         self._http.model.add_certificate(key, cert, domain, password)
-        self._http.change()
+        self._change()
 
     def clear_credentials(self) -> None:
         """Forget all user names and passwords."""
         self._http.model.clear_credentials()
-        self._http.change()
+        self._change()
 
 
 class _Settings:
@@ -226,9 +242,6 @@ class _Clients:
     def remember(self, http: httplib2.Http) -> None:
         self.made[http] = self.version, _Settings(http)
 
-    def current(self, http: httplib2.Http) -> bool:
-        return self.made[http][0] == self.version
-
     def restore(self, http: httplib2.Http) -> None:
         """Give a client back the settings it was made with; raise if the pool's are others now."""
         version, settings = self.made[http]
@@ -265,9 +278,7 @@ def _whole(http_class: type[httplib2.Http]) -> type[httplib2.Http]:
 
 
 def _between_requests(connection: HTTPConnection) -> bool:
-    """Tell whether a connection is closed, or has answered all it was asked and is still open."""
-    if connection.sock is None:
-        return True
+    """Tell whether a connection has answered all that it was asked, and is still good if open."""
     # http.client knows, but keeps it to itself.
     response = getattr(connection, "_HTTPConnection__response", None)
     state = getattr(connection, "_HTTPConnection__state", None)
