@@ -3,6 +3,7 @@
 import ssl
 import subprocess
 
+import gevent
 import gevent.ssl
 from gevent import socket
 from gevent.pool import Group
@@ -64,11 +65,13 @@ class TlsServer:
 
     def accept(self):
         while True:
-            self.greenlets.spawn(self.serve, self.listener.accept()[0])
+            self.greenlets.start(gevent.Greenlet(self.serve, self.listener.accept()[0]))
+            gevent.sleep(0)  # so that a kill finds it where it closes its socket
 
     def serve(self, sock):
+        sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         try:
-            sock = self.context.wrap_socket(sock, server_side=True)
+            sock.do_handshake()
             self.connections.append(sock)
             with sock.makefile("rb") as stream:
                 while line := stream.readline():
