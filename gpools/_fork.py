@@ -8,6 +8,7 @@ are kept, because some write on being collected.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from weakref import WeakSet
 
 if TYPE_CHECKING:
     from gpools.connection import ConnectionPool
+
+log = logging.getLogger("gpools")
 
 _pools: WeakSet[ConnectionPool[Any]] = WeakSet()
 _kept: list[object] = []  # the parent's items, in a child
@@ -28,14 +31,28 @@ def watch(pool: ConnectionPool[Any]) -> None:
 def abandon(items: Iterable[object], filenos: Iterable[int]) -> None:
     """Cut *items* off from the connections behind *filenos*, in a child."""
     _kept.extend(items)
-    with open(os.devnull, "r+b", buffering=0) as null:
-        for fileno in filenos:
-            os.dup2(null.fileno(), fileno, inheritable=False)
+    doomed = list(filenos)
+    if not doomed:
+        return
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+    except OSError:  # no descriptor is left: one of these will do
+        os.close(doomed[0])
+        null = os.open(os.devnull, os.O_RDWR)
+    for fileno in doomed:
+        if fileno != null:
+            os.dup2(null, fileno, inheritable=False)
+    if null not in doomed:
+        os.close(null)
 
 
 def _in_child() -> None:
     for pool in list(_pools):
-        pool._start_anew_after_fork()
+        try:
+            pool._start_anew_after_fork()
+        except Exception:
+            # An adapter's own; the other pools must not stay the parent's for it.
+            log.exception("%r could not be emptied after a fork", pool)
 
 
 os.register_at_fork(after_in_child=_in_child)

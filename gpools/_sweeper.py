@@ -55,8 +55,10 @@ class Sweeper:
 
     def _sweep(self, pool: ConnectionPool[Any]) -> float:
         """Do all that is due; return the seconds until the next look.  May switch."""
-        now = monotonic()
+        now, idle = monotonic(), len(pool._line.idle)
         pool._retire_expired(now)
+        # What goes by its age needs not be dropped as unused a second time.
+        self.fewest_idle -= max(0, idle - len(pool._line.idle))
         pause = self._drop_unused(pool, now)
         pause = min(pause, self._report_leaks(pool, now))
         pause = min(pause, self._refill(pool))

@@ -42,6 +42,7 @@ collected at an arbitrary moment (collection is off during a run), real time.
 import gc
 import logging
 import random
+import re
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,11 +51,12 @@ from time import monotonic
 import gevent
 from gevent import Greenlet, GreenletExit, Timeout, getcurrent
 from gevent._hub_local import set_hub
+from gevent.event import Event
 from gevent.hub import Hub, get_hub
 
 import gpools
 
-__all__ = ["Result", "Scenario", "World", "explore", "replay", "sample", "virtual_time"]
+__all__ = ["CutOff", "Result", "Scenario", "World", "explore", "replay", "sample", "virtual_time"]
 
 
 class Callback:
@@ -205,16 +207,21 @@ def virtual_time():
 class Item:
     """What a pool of a `World` pools; it knows what is being done with it."""
 
-    __slots__ = ("__weakref__", "gone", "holder", "number", "verb")
+    __slots__ = ("__weakref__", "gone", "holder", "number", "spoiled", "verb")
 
     def __init__(self, number):
         self.number = number
         self.holder = None  # the actor that uses it
         self.verb = None  # being checked, reset or destroyed
+        self.spoiled = False  # nobody may have it any more
         self.gone = False
 
     def __repr__(self):
         return f"item {self.number}"
+
+
+class CutOff(BaseException):
+    """What a script's own Timeout raises, to tell it from all others."""
 
 
 class Actor:
@@ -239,7 +246,7 @@ class Scenario:
     *pool* is called with the `World` and makes the pool; each of *scripts* is
     called with the World in a greenlet of its own.  *verbs* names for create,
     check, reset and destroy what a call may do: words out of ``ok slow raise
-    timeout exit refuse none``, done in order.  The first stands for itself,
+    timeout exit never refuse none``, done in order.  The first stands for itself,
     any other costs one of *faults*.  At most *kills* greenlets are killed from
     outside, out of *killable* (numbers of scripts; all, if None), by a kill or,
     with *by_timeout*, by a Timeout of somebody else.
@@ -310,6 +317,7 @@ class World:
         self.lib = lib
         self.trace = trace
         self.failure = None
+        self.forgiving = False  # items survive an Exception in their block
         self.calm = False  # verbs do the first of what they may, at once
         self.in_batch = False
         self.faults = scenario.faults
@@ -355,6 +363,7 @@ class World:
 
     def discard(self, item):
         self._let_go(item, "discard")
+        item.spoiled = True
         self.pool.discard(item)
 
     def item(self, **options):
@@ -393,7 +402,7 @@ class World:
     def create(self):
         self._took()
         self.creating += 1
-        if not self.plain and self.created - self.destroyed + self.creating > self.most:
+        if self.exist() > self.most:
             self.fail(f"creates an item too many: {self.books()}")
         try:
             none = self._behave("create", None) is None
@@ -421,13 +430,16 @@ class World:
             self.destroyed += 1
 
     def _verb(self, verb, item):
-        if item.gone or item.holder or item.verb:
+        if item.gone or item.holder or item.verb or (item.spoiled and verb != "destroy"):
             self.fail(f"{verb} of {item}: {self._state(item)}")
         item.verb = verb
+        good = False
         try:
-            return self._behave(verb, item)
+            good = self._behave(verb, item)
+            return good
         finally:
             item.verb = None
+            item.spoiled = item.spoiled or not good
 
     def _behave(self, verb, item):
         allowed = self.scenario.verbs.get(verb, ("ok",))
@@ -447,6 +459,8 @@ class World:
                 raise Timeout(None, verb)
             elif word == "exit":
                 raise GreenletExit(verb)
+            elif word == "never":
+                Event().wait()
             elif word == "refuse":
                 return False
             elif word == "none":
@@ -456,6 +470,7 @@ class World:
     # Claims.  They are noted, not raised: whoever calls may catch everything.
 
     def fail(self, message):
+        message = re.sub("0x[0-9a-f]+", "0x...", message)  # for a replay says the same
         self.note(f"FAILS: {message}")
         if self.failure is None:
             self.failure = message
@@ -464,6 +479,12 @@ class World:
         if self.trace is not None:
             actor = self.by_greenlet.get(getcurrent())
             self.trace.append(f"        {actor.name if actor else 'pool'}: {message}")
+
+    def exist(self):
+        """Count the items that there are and those being made."""
+        if self.plain:  # which lets items go without a word
+            return len(self.pool._line.idle) + self.held + self.creating
+        return self.created - self.destroyed + self.creating
 
     def books(self):
         return (
@@ -478,7 +499,9 @@ class World:
     def _state(self, item):
         if item.gone:
             return "it is gone"
-        return f"in {item.verb}" if item.verb else f"held by {item.holder.name}"
+        if item.verb:
+            return f"in {item.verb}"
+        return f"held by {item.holder.name}" if item.holder else "it is spoiled"
 
     def _ask(self):
         actor = self.by_greenlet.get(getcurrent())
@@ -501,8 +524,10 @@ class World:
 
     def _taken(self, item):
         actor = self.by_greenlet.get(getcurrent())
-        if item is None or item.gone or item.holder or item.verb:
+        if item is None or item.gone or item.holder or item.verb or item.spoiled:
             self.fail(f"got {item}: {item and self._state(item)}")
+        if getattr(self.pool, "closed", False):
+            self.fail(f"got {item} from a closed pool")
         if actor is not None and not actor.took:
             self._took()
         self.note(f"got {item}")
@@ -512,22 +537,19 @@ class World:
 
     def _let_go(self, item, how):
         self.note(f"{how} {item}")
-        if item.holder:
+        if item.holder is (self.by_greenlet.get(getcurrent()) or self):
             item.holder = None
             self.held -= 1
 
     def _check(self):
         """Assert the invariants of `gpools._line`, in the hub, where nobody else runs."""
         line = self.pool._line
-        if self.plain:
-            if line.size != len(line.idle) + self.held + self.creating:
-                self.fail(f"the size is wrong (invariant 1): {self.books()}")
-        else:
-            exist = self.created - self.destroyed + self.creating
-            if not exist <= line.size or exist > self.most:
-                self.fail(f"the size is wrong (invariant 1): {self.books()}")
+        exist = self.exist()
+        if exist > line.size or exist > self.most or (self.plain and exist != line.size):
+            self.fail(f"the size is wrong (invariant 1): {self.books()}")
+        if not self.plain:
             for item in line.idle:
-                if item.holder or item.verb or item.gone:
+                if item.holder or item.verb or item.gone or item.spoiled:
                     self.fail(f"{item} is idle, and yet: {self._state(item)}")
         if line.waiters:
             self._check_line(line)
@@ -656,11 +678,13 @@ class World:
             ended = OSError
             if error.args != ("create",):
                 self.fail(f"{actor.name} got the error of {error}")
+        except CutOff:
+            ended = CutOff
         except (GreenletExit, Timeout) as error:
             ended = type(error)
-            # A verb's own, thrown from outside, or a script's own timer.
-            if "destroy" in error.args or getattr(error, "exception", None) == "destroy":
-                self.fail(f"{actor.name} got the {ended.__name__} of destroy")
+            verb = error.exception if ended is Timeout else error.args and error.args[0]
+            if verb == "destroy" or not (verb or ended in actor.thrown):
+                self.fail(f"{actor.name} got a {ended.__name__} that was not meant for it")
         except Exception as error:
             ended = type(error)
             self.fail(f"{actor.name} ends with {error!r}")
@@ -742,9 +766,12 @@ class Use:
         self.item = self.world._taken(self.block.__enter__())
         return self.item
 
-    def __exit__(self, *error):
-        self.world._let_go(self.item, "leaves the block of")
-        return self.block.__exit__(*error)
+    def __exit__(self, kind, error, traceback):
+        world, item = self.world, self.item
+        world._let_go(item, "leaves the block of")
+        if kind is not None and not world.plain:
+            item.spoiled = not issubclass(kind, Exception) or not world.forgiving
+        return self.block.__exit__(kind, error, traceback)
 
 
 @dataclass

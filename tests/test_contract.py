@@ -280,6 +280,11 @@ def test_size_that_is_no_number_is_refused_at_once(kind, wrong):
         kind(**wrong)
 
 
+def test_create_that_cannot_be_called_is_refused_at_once(kind):
+    with pytest.raises(TypeError, match="must be callable"):
+        kind(create="http")
+
+
 # Clause 2: a pool is true
 
 
@@ -963,6 +968,29 @@ def test_nothing_else_calls_get_or_put(full, line):
     assert called == []
 
 
+def test_item_serves_one_block(kind):
+    """A second one would put back what the first did."""
+    pool = kind(create=count(1).__next__)
+    block = pool.item()
+    with block, pytest.raises(RuntimeError, match="for each"):
+        block.__enter__()
+    with pytest.raises(RuntimeError, match="for each"):
+        block.__enter__()
+    assert list(pool.free_items) == [1]
+    assert pool.free() == 4
+
+
+@pytest.mark.usefixtures("no_gc")
+def test_left_block_does_not_keep_its_item_alive(kind):
+    pool = kind(create=users.Line)
+    block = pool.item()
+    with block as item:
+        pool.resize(0)
+    seen = weakref.ref(item)
+    del item
+    assert seen() is None
+
+
 # Clause 15 and 16: resizing
 
 
@@ -1157,6 +1185,16 @@ def test_channel_get_takes_a_slot_that_comes_free(full, line):
     waiters = line(full, 1, full.channel.get)
     full.current_size -= 1
     assert done(waiters) == [2]
+
+
+@pytest.mark.parametrize("idle", [["idle"], []])
+def test_channel_get_that_finds_nobody_in_line_takes_what_there_is(kind, line, idle):
+    """An idle item, else a slot: it must not sleep beside either."""
+    pool = kind(max_size=1, create=lambda: "made")
+    pool.current_size = len(idle)
+    pool.free_items.extend(idle)
+    waiters = line(pool, 1, pool.channel.get)
+    assert done(waiters) == (idle or ["made"])
 
 
 # The users
@@ -1579,6 +1617,19 @@ def test_line_that_takes_and_puts_at_once_leaves_the_loop_its_turns(full, kill_l
     stop.append(True)
     gevent.joinall(workers, timeout=1, raise_error=True)
     assert all(w.ready() for w in workers)
+
+
+@pytest.mark.hub_errors
+def test_waiter_that_dies_of_what_it_got_does_not_stop_the_line(full, line):
+    """A raw greenlet's error lands in the hub, in the middle of the hand-over."""
+    doomed = raw_greenlet(lambda: full.get() / 0, gevent.get_hub())
+    gevent.get_hub().loop.run_callback(doomed.switch)
+    settle()
+    waiters = line(full, 2)
+    for item in 2, 3, 4:
+        full.put(item)
+    assert done(waiters) == [3, 4]
+    assert doomed.dead
 
 
 # What eventlet gets wrong: lost wake-ups

@@ -6,11 +6,12 @@ through larger ones, at random, for about so long in all.
 """
 
 import os
+import random
 
 import gevent
 import pytest
 
-from tests.explorer import Scenario, explore, sample
+from tests.explorer import CutOff, Scenario, explore, sample
 
 STRESS_SECONDS = float(os.environ.get("GPOOLS_STRESS_SECONDS", 0))
 
@@ -31,6 +32,23 @@ def tracked(**options):
         verbs = {v: getattr(world, v) for v in ("check", "reset") if v in world.scenario.verbs}
         return world.lib.ConnectionPool(
             create=world.create, destroy=world.destroy, **verbs, **options
+        )
+
+    return make
+
+
+def forgiving(**options):
+    """Return a maker of ConnectionPools that keep an item after an Exception, on reflection."""
+
+    def make(world):
+        def fit_after(pool, item, error):
+            world.pause("fit_after")
+            return True
+
+        world.forgiving = True
+        forgiving_pool = type("Forgiving", (world.lib.ConnectionPool,), {"fit_after": fit_after})
+        return forgiving_pool(
+            create=world.create, destroy=world.destroy, destroy_timeout=None, **options
         )
 
     return make
@@ -86,10 +104,26 @@ def discard(world):
         world.discard(item)
 
 
+def discard_and_go_on(world):
+    discard(world)
+    world.pause()
+
+
 def discard_inside(world):
     with world.item() as item:
         world.pause()
         world.discard(item)
+
+
+def put_inside(world):
+    """Put an item back inside its own block, whose end must not put that of the next holder."""
+    try:
+        with world.item() as item:
+            world.put(item)
+            world.pause()
+    except world.lib.NotInUse:
+        return
+    world.fail("the block has put its item a second time")
 
 
 def stumble(world):
@@ -107,7 +141,7 @@ def give_up(world):
 
 
 def cut_off(world):
-    with gevent.Timeout(1), world.item():
+    with gevent.Timeout(1, CutOff), world.item():
         world.pause()
 
 
@@ -222,6 +256,8 @@ ALL_FAIL = {
 }
 DEAD = {"check": ("ok", "slow refuse", "refuse"), "destroy": ("ok", "slow")}
 NONE = {"create": ("none", "slow none", "slow")}
+CUT_OFF = {"create": ("slow",), "destroy": ("never",)}
+DESTROYS = {"destroy": ("slow", "ok")}
 SLOW_CREATE = {"create": ("slow",)}
 SLOW_DESTROY = {"destroy": ("slow",)}
 SLOW_RETURN = {"reset": ("slow",), "destroy": ("slow",)}
@@ -259,12 +295,15 @@ SCENARIOS = [
     Scenario("check fails", ONE_TRACKED, (borrow_twice, borrow), CHECK_FAILS, 2, 1),
     Scenario("reset fails", ONE_TRACKED, (borrow,) * 3, RESET_FAILS, 1, 1),
     Scenario("destroy fails", ONE_TRACKED, (borrow, borrow), DESTROY_FAILS, 2, 1),
-    Scenario("destroy is cut off", tracked(max_size=1, destroy_timeout=1), (discard,) * 2, SWITCH),
+    Scenario("destroy is cut off", tracked(max_size=1, destroy_timeout=1), (discard,) * 2, CUT_OFF),
     Scenario("all fail", ONE_TRACKED, (borrow, borrow), ALL_FAIL, 3, 1),
     Scenario("all fail, two slots", TWO_TRACKED, (borrow, glance_twice), ALL_FAIL, 1, 0),
     Scenario("dead items, two slots", TWO_TRACKED, (borrow_twice, borrow, borrow), DEAD, 2),
     Scenario("by hand", ONE_TRACKED, (borrow_by_hand, borrow, discard), SLOW_RETURN, kills=1),
+    Scenario("discards and goes on", ONE_TRACKED, (discard_and_go_on, borrow), DESTROYS, 1, 1),
     Scenario("discarded inside", ONE_TRACKED, (discard_inside, borrow), SWITCH, kills=2),
+    Scenario("put back inside", ONE_TRACKED, (put_inside, borrow, borrow)),
+    Scenario("an error that is forgiven", forgiving(max_size=1), (stumble,) * 3, SWITCH, kills=2),
     Scenario("an error in the block", ONE_TRACKED, (stumble, stumble, borrow), SLOW_DESTROY, 0, 1),
     Scenario("a greedy loop", ONE_TRACKED, (glance_thrice, borrow, borrow), kills=2),
     Scenario("stacked", STACK_TRACKED, (borrow_twice, borrow), SLOW_RETURN, kills=1),
@@ -283,6 +322,7 @@ SCENARIOS = [
     Scenario("shrinks", TWO_TRACKED, (borrow, borrow, borrow, shrink), SLOW_DESTROY),
     Scenario("shrinks and grows", TWO_TRACKED, (borrow, borrow, shrink_and_grow), SLOW_DESTROY),
     Scenario("closes", ONE_TRACKED, (borrow, borrow, close), SWITCH, kills=1),
+    Scenario("closes on a line", ONE_TRACKED, (borrow, borrow, borrow, close), kills=1),
     Scenario("closes while verbs fail", ONE_TRACKED, (borrow, borrow, close), ALL_FAIL, 2),
     Scenario("closes and waits", ONE_TRACKED, (borrow, borrow, close_and_wait), SWITCH, kills=1),
     Scenario("closes twice", TWO_TRACKED, (borrow, close, close), SWITCH, kills=1),
@@ -334,8 +374,10 @@ def test_every_interleaving(scenario):
     assert result.complete
 
 
+@pytest.mark.timeout(120 + STRESS_SECONDS)
 @by_name(LARGE)
 def test_some_interleavings_of_a_larger_crowd(scenario):
-    result = sample(scenario, most=1000, seconds=STRESS_SECONDS / len(LARGE))
+    seed = random.randrange(2**32) if STRESS_SECONDS else 0
+    result = sample(scenario, most=1000, seconds=STRESS_SECONDS / len(LARGE), seed=seed)
     print(result)
     assert result.failure is None, str(result)

@@ -159,7 +159,6 @@ def test_greenlet_whose_idle_item_was_dead_keeps_its_turn():
     full_check(pool, gate)
 
 
-@pytest.mark.xfail(strict=True, reason="the second goes before the first: reported")
 def test_two_greenlets_whose_idle_items_were_dead_keep_their_order():
     """The first is back in line before the second one's check says no."""
     ends = [Event(), Event()]

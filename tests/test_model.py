@@ -375,6 +375,7 @@ class TrackedAndStacked(Tracked, Stacked):
     pass
 
 
+@pytest.mark.timeout(120 + 2 * STRESS_SECONDS)
 @pytest.mark.parametrize("machine", [Machine, Stacked, Tracked, TrackedAndStacked])
 def test_pool_agrees_with_its_model(machine, caplog):
     caplog.set_level(logging.CRITICAL, "gpools")

@@ -5,10 +5,8 @@ import inspect
 import logging
 import os
 import random
-import resource
 
 import gevent
-import greenlet
 import pytest
 import redis
 from gevent import Timeout
@@ -19,6 +17,7 @@ from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, RedisPool
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import close, hang
 from tests.servers import RedisServer
+from tests.switching import high_fds, switches  # noqa: F401
 from tests.waiting import settle, spawn, until
 
 pytestmark = pytest.mark.usefixtures("cooperative")
@@ -730,21 +729,6 @@ def test_the_check_is_made_when_it_is_due(redis_server, redis_pool):
     assert number(always)
 
 
-class switches:
-    """Count how often greenlets switch: `with switches() as count: ...; count()`."""
-
-    def __enter__(self):
-        self.seen = 0
-        self.before = greenlet.settrace(self.trace)
-        return lambda: self.seen
-
-    def trace(self, event, ends):
-        self.seen += 1
-
-    def __exit__(self, *error):
-        greenlet.settrace(self.before)
-
-
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_the_check_never_switches(redis_server, redis_pool, protocol):
     pool = redis_pool(redis_server, protocol=protocol)
@@ -765,23 +749,8 @@ def test_the_check_never_switches(redis_server, redis_pool, protocol):
     assert count() == 0
 
 
-@pytest.fixture
-def high_fds():
-    """Have all files opened from now on get a number beyond those that select() knows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 2048:
-        pytest.skip("too few files may be open")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
-    files = [open("/dev/null")]  # noqa: SIM115
-    while files[-1].fileno() < 1024:
-        files.append(open("/dev/null"))  # noqa: SIM115
-    yield
-    for file in files:
-        file.close()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_file_descriptors_beyond_1024(redis_server, redis_pool, high_fds):
+@pytest.mark.usefixtures("high_fds")
+def test_file_descriptors_beyond_1024(redis_server, redis_pool):
     pool = redis_pool(redis_server)
     first = number(pool)
     with pool.item() as client:

@@ -272,12 +272,6 @@ def test_storm_sees_a_plain_pool_share_dirty_items(seed):
     assert storm.dirty
 
 
-def test_same_seed_makes_the_same_weather():
-    """As far as the clock allows: the choices are all the seed's."""
-    one, other = (random.Random(3) for _ in range(2))
-    assert [one.choice(CREATE) for _ in range(50)] == [other.choice(CREATE) for _ in range(50)]
-
-
 def test_waits_in_the_storm_end_in_a_diagnosis():
     """The pool's own timeout works as well as a Timeout around it."""
     gate = Gate(slow, seed=1)

@@ -24,21 +24,23 @@ def quiet(sock: socket.socket) -> bool:
     poller.register(fd, select.POLLIN | select.POLLPRI)
     if not poller.poll(0):
         return True
-    return isinstance(sock, ssl.SSLSocket) and _only_tickets(sock)
+    return hasattr(sock, "_sslobj") and _only_tickets(sock)
 
 
-def _only_tickets(sock: ssl.SSLSocket) -> bool:
-    """Tell whether all that waits on a TLS socket is the protocol's own.
+def _only_tickets(sock: socket.socket) -> bool:
+    """Tell whether all that waits on a TLS socket, the stdlib's or gevent's, is the protocol's own.
 
     TLS 1.3 servers send session tickets whenever they like, so a healthy
     connection can be readable.
     """
-    if sock.gettimeout() is None and type(sock).__module__ == "ssl":
-        return False  # a blocking socket, not gevent's: the read below could wait
+    timeout = sock.gettimeout()
+    sock.settimeout(0)  # else the stdlib's would wait so long for what comes after the tickets
     try:
         sock._sslobj.read(1)  # type: ignore[attr-defined]
     except ssl.SSLWantReadError:
         return True
     except (OSError, AttributeError):
         return False
+    finally:
+        sock.settimeout(timeout)
     return False  # a byte that nobody asked for, or the end

@@ -93,10 +93,11 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     def reset(self, item: httplib2.Http) -> None:
         """Drop connections in the middle of something; take back changed settings."""
-        for connection in item.connections.values():
-            if not _between_requests(connection):
-                connection.close()
         self._http.restore(item)
+        terms = _terms(item)
+        for connection in list(item.connections.values()):
+            if not _between_requests(connection) or getattr(connection, "terms", None) != terms:
+                _drop(item, connection)
 
     def destroy(self, item: httplib2.Http) -> None:
         """Close the connections of *item*.
@@ -125,7 +126,16 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         self.recycle()
 
     # What an Http is asked for beside request().  Each applies to the clients
-    # made from now on; those made before are let go.
+    # made from now on; those made before are let go, if in use as they come back.
+
+    @property
+    def connections(self) -> dict[str, HTTPConnection]:
+        """The connections of the idle clients, by host and number of the client; a copy."""
+        return {
+            f"{host} {number}": connection
+            for number, http in enumerate(self._line.idle)
+            for host, connection in http.connections.items()
+        }
 
     @property
     def timeout(self) -> float | None:
@@ -248,12 +258,14 @@ class _Whole:
     def _conn_request(
         self, conn: HTTPConnection, request_uri: str, method: str, body: Any, headers: Any
     ) -> Any:
+        if not hasattr(conn, "terms"):
+            conn.terms = _terms(self)  # type: ignore[attr-defined,arg-type]
         if method not in _IDEMPOTENT:
             conn.request = _only_once(conn.request)  # type: ignore[method-assign]
         try:
             return super()._conn_request(conn, request_uri, method, body, headers)  # type: ignore[misc]
         except BaseException as error:
-            conn.close()
+            _drop(self, conn)  # type: ignore[arg-type]
             close_half_open(conn, error)
             raise
         finally:
@@ -281,11 +293,34 @@ def _whole(http_class: type[httplib2.Http]) -> type[httplib2.Http]:
     return type(f"Pooled{http_class.__name__}", (_Whole, http_class), {})
 
 
+_TERMS = (
+    "timeout",
+    "proxy_info",
+    "ca_certs",
+    "disable_ssl_certificate_validation",
+    "tls_maximum_version",
+    "tls_minimum_version",
+)
+
+
+def _terms(http: httplib2.Http) -> tuple[Any, ...]:
+    """Return the settings that a connection keeps as they were when it was made."""
+    return *(getattr(http, name, None) for name in _TERMS), *http.certificates.credentials
+
+
+def _drop(http: httplib2.Http, connection: HTTPConnection) -> None:
+    """Close a connection and forget it: what it had not sent yet outlives its close()."""
+    connection.close()
+    for key, other in list(http.connections.items()):
+        if other is connection:
+            del http.connections[key]
+
+
 def _between_requests(connection: HTTPConnection) -> bool:
-    """Tell whether a connection is closed, or has answered all it was asked and is still open."""
-    if connection.sock is None:
-        return True
+    """Tell whether a connection has answered all that it was asked, and is still good if open."""
     # http.client knows, but keeps it to itself.
     response = getattr(connection, "_HTTPConnection__response", None)
     state = getattr(connection, "_HTTPConnection__state", None)
-    return state == "Idle" and (response is None or response.isclosed()) and quiet(connection.sock)
+    if state != "Idle" or not (response is None or response.isclosed()):
+        return False
+    return connection.sock is None or quiet(connection.sock)
