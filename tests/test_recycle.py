@@ -472,8 +472,8 @@ def test_nothing_made_before_is_handed_out_after_under_traffic(seed, max_creatin
     for _ in range(120):
         gevent.sleep(0.001)
         if dice.random() < 0.2:
-            pool.recycle()
             age += 1
+            pool.recycle()
         if dice.random() < 0.2:
             victim = dice.randrange(len(workers))
             workers[victim].kill(block=False)
