@@ -13,6 +13,8 @@ due: the newcomer of that moment is the one who tries.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,6 @@ from gevent.hub import Hub
 from gpools.errors import PoolError, PoolTimeout, PoolUnavailable
 
 if TYPE_CHECKING:
-    from gpools._book import Book
     from gpools._line import Line
     from gpools.connection import ConnectionPool
 
@@ -90,23 +91,16 @@ class Creator:
         """Return one with the same settings, nothing in flight and no failures."""
         return Creator(pool, self._at_once, self._create_timeout)
 
-    def _create(self, pool: ConnectionPool[Any], line: Line[Any], book: Book[Any]) -> None:
-        if pool._book is not book:  # forked before this began: the slot is the parent's
-            return
+    def _create(self, pool: ConnectionPool[Any]) -> None:
+        failed = partial(self._failed, pool, pool._line)
         timer = Timeout.start_new(self._create_timeout)
-        try:
-            item = pool._fill()
-        except BaseException as error:
-            # Whatever it was, a kill included: the slot must not end with it,
-            # and somebody in line may have nothing else to hope for.
-            timer.close()
-            self.in_flight -= 1
-            self._failed(pool, line, self._as_seen(error, timer))
-        else:
+        with suppress(BaseException):  # whatever it was: `_failed` has seen to it
+            item = pool._new(lambda error: failed(self._as_seen(error, timer)))
             timer.close()
             self.in_flight -= 1
             self.failures, self.last_error = 0, None
-            pool._shelve(book.items[id(item)], item)
+            pool._shelve(pool._book.items[id(item)], item)
+        timer.close()
         # The one that ended may have kept others from starting.
         self.look()
 
@@ -121,13 +115,14 @@ class Creator:
         return seen
 
     def _failed(self, pool: ConnectionPool[Any], line: Line[Any], error: Exception) -> None:
+        self.in_flight -= 1
         self.failures += 1
         self.last_error = error
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 16))
         self._next_try = monotonic() + pause * (0.5 + 0.5 * random())
+        # With nothing left that could come back, nobody in line can be served.
         in_vain = not pool._book.items and not self.in_flight
         line.fail(error, everybody=in_vain)
-        pool._vacate(line)
 
     def _look_again_in(self, pause: float) -> None:
         if self._alarm is None:

@@ -491,18 +491,12 @@ class ConnectionPool(Pool[T]):
 
     # Making.
 
-    def _new(self) -> T:
-        """Fill a slot that is already taken; may switch."""
-        line = self._line
-        try:
-            return self._fill()
-        except BaseException:
-            # Whatever ended it, a kill included, the slot must not end with it.
-            self._vacate(line)
-            raise
+    def _new(self, failed: Callable[[BaseException], None] | None = None) -> T:
+        """Fill a slot that is already taken; may switch.
 
-    def _fill(self) -> T:
-        """Make an item and enter it in the book; the slot stays the caller's if it fails."""
+        Where that fails the slot comes free and the error goes on, after *failed*
+        was called with it.
+        """
         line, book = self._line, self._book
         self._belong_here()
         generation, begun = book.life.generation, monotonic()
@@ -515,8 +509,12 @@ class ConnectionPool(Pool[T]):
             now = monotonic()
             book.counters.create_seconds += now - begun
         except BaseException as error:
+            # Whatever ended it, a kill included, the slot must not end with it.
             book.counters.create_errors += 1
             self._tell("create_failed", error)
+            if failed is not None:
+                failed(error)
+            self._vacate(line)
             raise
         if book is not self._book:  # forked while create() ran: it is the parent's
             _fork.abandon([item], self._filenos(item))
@@ -528,10 +526,10 @@ class ConnectionPool(Pool[T]):
             self._adopt(item)
             if line.refusal is not None:  # closed while create() ran
                 raise line.refusal()
-        except BaseException:
-            # Made, but refused or interrupted before anybody had it.  It takes
-            # a slot of its own to its end, since the caller gives up this one.
-            line.claim()
+        except BaseException as error:
+            # Made, but refused or interrupted before anybody had it.
+            if failed is not None:
+                failed(error)
             self._let_go("refused", item)
             raise
         self._tell("created")
