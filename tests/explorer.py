@@ -572,8 +572,12 @@ class World:
     # The scheduler, in the hub.
 
     def run(self):
+        steps = 0
         while self.failure is None and self._step():
             self._check()
+            steps += 1
+            if steps > self.MAX_STEPS:
+                self.fail("no end in sight")
         if self.failure is None:
             self._finish()
 
@@ -598,8 +602,6 @@ class World:
         )
         callbacks = 1 if queue else 0
         choice = self.choices.choose(callbacks + len(timers) + len(starts) + len(targets))
-        if self.choices.depth > self.MAX_STEPS:
-            self.fail("no end in sight")
         if choice < callbacks:
             self._run_callback()
             return True

@@ -177,6 +177,16 @@ def test_a_kill_that_is_swallowed_is_found():
     assert "was killed and yet goes on" in result.failure
 
 
+def test_a_scenario_without_end_is_found():
+    def spin(world):
+        while True:
+            gevent.sleep(0)
+
+    result = explore(Scenario("endless", plain, (spin,)))
+
+    assert result.failure == "no end in sight"
+
+
 class Racy(gpools.Pool):
     """Counts a new item only once it is there."""
 

@@ -99,6 +99,7 @@ def run(seed, create, check, reset, destroy):
     assert not stuck, f"{len(stuck)} users hang: {pool} {gate}"
     spared = [f"{how.__name__} in {verb}" for verb, how in plans if (verb, how) not in gate.cut]
     assert not spared, f"never happened: {spared}"
+    assert gate.peak <= pool.max_size, f"{gate.peak} items at once: {gate}"
     full_check(pool, gate)
 
 
