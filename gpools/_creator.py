@@ -14,7 +14,6 @@ due: the newcomer of that moment is the one who tries.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from gevent.hub import Hub
 from gpools.errors import PoolError, PoolTimeout, PoolUnavailable
 
 if TYPE_CHECKING:
+    from gpools._book import Book
     from gpools._line import Line
     from gpools.connection import ConnectionPool
 
@@ -91,15 +91,16 @@ class Creator:
         """Return one with the same settings, nothing in flight and no failures."""
         return Creator(pool, self._at_once, self._create_timeout)
 
-    def _create(self, pool: ConnectionPool[Any]) -> None:
-        failed = partial(self._failed, pool, pool._line)
+    def _create(self, pool: ConnectionPool[Any], line: Line[Any], book: Book[Any]) -> None:
+        if pool._book is not book:  # forked before this began: the slot is the parent's
+            return
         timer = Timeout.start_new(self._create_timeout)
         with suppress(BaseException):  # whatever it was: `_failed` has seen to it
-            item = pool._new(lambda error: failed(self._as_seen(error, timer)))
+            item = pool._new(lambda error: self._failed(pool, line, self._as_seen(error, timer)))
             timer.close()
             self.in_flight -= 1
             self.failures, self.last_error = 0, None
-            pool._shelve(pool._book.items[id(item)], item)
+            pool._shelve(book.items[id(item)], item)
         timer.close()
         # The one that ended may have kept others from starting.
         self.look()
