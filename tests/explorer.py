@@ -23,6 +23,11 @@ about its loop, and thus what the loop here does:
 - A timer that is active may fire at any time, before any other: durations are
   not modelled.  A pause of a script or of a verb is such a timer too, and
   stands for a socket that becomes ready.
+- The clock of the pools (`time.monotonic`) moves a little whenever it is read,
+  to its deadline when a timer fires, and when a script says so (`World.age`).
+  There is no chance: jitter is always a half.
+- The sweeper of a pool sleeps and wakes without end, so it is woken by its timer
+  at most *sweeps* times.
 - A script starts when an event says so, for arrivals come from sockets.
 - A kill from outside throws between any two callbacks.  That it has been
   scheduled earlier makes no difference to anybody, and every position is
@@ -46,7 +51,7 @@ import re
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
+from time import perf_counter
 
 import gevent
 from gevent import Greenlet, GreenletExit, Timeout, getcurrent
@@ -57,6 +62,21 @@ from gevent.hub import Hub, get_hub
 import gpools
 
 __all__ = ["CutOff", "Result", "Scenario", "World", "explore", "replay", "sample", "virtual_time"]
+
+
+TICK = 1e-6  # seconds between two looks at the clock
+
+# Who looks at the clock, and who rolls dice.
+CLOCKED = ("_creator", "_line", "_sweeper", "connection")
+CHANCED = ("_creator", "connection")
+
+
+KEYS = {"a": 1, "b": 1}  # of a KeyedPool: how many of each can be taken at once
+
+
+def is_place(greenlet):
+    """Tell whether a greenlet that stands in line is but a place that is kept for somebody."""
+    return not greenlet and not greenlet.dead
 
 
 class Callback:
@@ -155,6 +175,10 @@ class Loop:
     def now(self):
         return self.time
 
+    def monotonic(self):
+        self.time += TICK
+        return self.time
+
     def update_now(self):
         pass
 
@@ -198,19 +222,52 @@ def hub_on(loop, hub_class=Hub):
 
 
 @contextmanager
+def replaced(lib, names, what, by):
+    """Have modules of the package *lib* use something else for the length of the block."""
+    modules = [getattr(lib, name) for name in names]
+    usual = [getattr(module, what) for module in modules]
+    for module in modules:
+        setattr(module, what, by)
+    try:
+        yield
+    finally:
+        for module, thing in zip(modules, usual, strict=True):
+            setattr(module, what, thing)
+
+
+def half():
+    return 0.5
+
+
+@contextmanager
+def clock_of(loop, lib):
+    """Have the pools of *lib* read the clock of *loop*, and leave nothing to chance."""
+    with (
+        replaced(lib, CLOCKED, "monotonic", loop.monotonic),
+        replaced(lib, CHANCED, "random", half),
+    ):
+        yield
+
+
+@contextmanager
 def virtual_time():
-    """Let gevent run on a clock that jumps from timer to timer: no sleep takes time."""
-    with hub_on(Loop()) as hub:
+    """Let gevent and the pools run on a clock that jumps from timer to timer.
+
+    No sleep takes time, and nothing is left to chance.
+    """
+    loop = Loop()
+    with clock_of(loop, gpools), hub_on(loop) as hub:
         yield hub.loop
 
 
 class Item:
     """What a pool of a `World` pools; it knows what is being done with it."""
 
-    __slots__ = ("__weakref__", "gone", "holder", "number", "spoiled", "verb")
+    __slots__ = ("__weakref__", "epoch", "gone", "holder", "number", "spoiled", "verb")
 
-    def __init__(self, number):
+    def __init__(self, number, epoch):
         self.number = number
+        self.epoch = epoch  # so many recycles had been when it was begun
         self.holder = None  # the actor that uses it
         self.verb = None  # being checked, reset or destroyed
         self.spoiled = False  # nobody may have it any more
@@ -227,7 +284,17 @@ class CutOff(BaseException):
 class Actor:
     """One greenlet of a scenario and what is known of it."""
 
-    __slots__ = ("__weakref__", "greenlet", "name", "script", "started", "thrown", "ticket", "took")
+    __slots__ = (
+        "__weakref__",
+        "greenlet",
+        "key",
+        "name",
+        "script",
+        "started",
+        "thrown",
+        "ticket",
+        "took",
+    )
 
     def __init__(self, name, script, greenlet):
         self.name = f"{name}:{script.__name__}"
@@ -235,6 +302,7 @@ class Actor:
         self.greenlet = greenlet
         self.started = False
         self.ticket = 0  # of its last get: gets are numbered as they come
+        self.key = None  # of its last get, from a KeyedPool
         self.took = False  # something from the pool, in its last get
         self.thrown = []  # into it, from outside
 
@@ -249,7 +317,8 @@ class Scenario:
     timeout exit never refuse none``, done in order.  The first stands for itself,
     any other costs one of *faults*.  At most *kills* greenlets are killed from
     outside, out of *killable* (numbers of scripts; all, if None), by a kill or,
-    with *by_timeout*, by a Timeout of somebody else.
+    with *by_timeout*, by a Timeout of somebody else.  The pool's sweeper is
+    woken by its timer at most *sweeps* times.
     """
 
     name: str
@@ -261,6 +330,7 @@ class Scenario:
     killable: tuple | None = None
     by_timeout: bool = False
     busy: bool = True
+    sweeps: int = 0
 
 
 class Choices:
@@ -322,8 +392,10 @@ class World:
         self.in_batch = False
         self.faults = scenario.faults
         self.kills = scenario.kills
-        self.created = self.creating = self.destroyed = self.held = 0
+        self.created = self.creating = self.destroyed = self.dropped = self.held = 0
         self.tickets = 0
+        self.epoch = 0  # recycles so far
+        self.sweeps = scenario.sweeps
         self.items = []
         self.busy = scenario.busy
         self.actors = []
@@ -339,9 +411,11 @@ class World:
                 range(len(self.actors)) if scenario.killable is None else scenario.killable
             )
         ]
+        self.most = 0  # items that may ever exist
         self.pool = scenario.pool(self)
-        self.plain = not isinstance(self.pool, lib.ConnectionPool)
-        self.most = self.pool.max_size  # ever
+        self.most = self.pool.max_size
+        self.keyed = isinstance(self.pool, lib.KeyedPool)
+        self.plain = not self.keyed and not isinstance(self.pool, lib.ConnectionPool)
 
     # What scripts call.
 
@@ -349,13 +423,13 @@ class World:
         """Wait for something outside, as for the answer of a server."""
         if self.calm:
             return
-        with self.loop.timer(1) as timer:
+        with self.loop.timer(0) as timer:
             timer.label = label
             get_hub().wait(timer)
 
-    def get(self, **options):
-        self._ask()
-        return self._taken(self.pool.get(**options))
+    def get(self, *key, **options):
+        self._ask(*key)
+        return self._taken(self.pool.get(*key, **options))
 
     def put(self, item):
         self._let_go(item, "put")
@@ -366,8 +440,23 @@ class World:
         item.spoiled = True
         self.pool.discard(item)
 
-    def item(self, **options):
-        return Use(self, self.pool.item(**options))
+    def item(self, *key, **options):
+        return Use(self, self.pool.item(*key, **options), key)
+
+    def drop(self, item):
+        """Forget *item*, as a program does that loses it; the caller must too."""
+        self._let_go(item, "drops")
+        self.items.remove(item)
+        self.dropped += 1
+
+    def age(self, seconds):
+        self.note(f"lets {seconds} s pass")
+        self.loop.time += seconds
+
+    def recycle(self):
+        self.note("recycles")
+        self.epoch += 1
+        self.pool.recycle()
 
     def kill(self, number):
         """Have another script killed, as `Greenlet.kill(block=False)` does."""
@@ -401,8 +490,9 @@ class World:
 
     def create(self):
         self._took()
+        epoch = self.epoch
         self.creating += 1
-        if self.exist() > self.most:
+        if self.exist() > self.most > 0:
             self.fail(f"creates an item too many: {self.books()}")
         try:
             none = self._behave("create", None) is None
@@ -411,7 +501,7 @@ class World:
         if none:
             return None
         self.created += 1
-        item = Item(self.created)
+        item = Item(self.created, epoch)
         self.items.append(item)
         return item
 
@@ -484,7 +574,13 @@ class World:
         """Count the items that there are and those being made."""
         if self.plain:  # which lets items go without a word
             return len(self.pool._line.idle) + self.held + self.creating
-        return self.created - self.destroyed + self.creating
+        return self.created - self.destroyed - self.dropped + self.creating
+
+    def pools(self):
+        """Return the connection pools that there are."""
+        if self.plain:
+            return []
+        return list(self.pool.pools().values()) if self.keyed else [self.pool]
 
     def books(self):
         return (
@@ -494,7 +590,15 @@ class World:
 
     def line(self):
         """Return the greenlets in line, first come first."""
-        return list(self.pool._line.waiters)
+        return list(self._line.waiters)
+
+    @property
+    def _line(self):
+        return self.pool._line
+
+    def _who(self, greenlet):
+        """Return the actor who stands in line as *greenlet*, be it a place that is kept for him."""
+        return self.by_greenlet.get(greenlet) or self.by_greenlet.get(greenlet.parent)
 
     def _state(self, item):
         if item.gone:
@@ -503,13 +607,14 @@ class World:
             return f"in {item.verb}"
         return f"held by {item.holder.name}" if item.holder else "it is spoiled"
 
-    def _ask(self):
+    def _ask(self, key=None):
         actor = self.by_greenlet.get(getcurrent())
         if actor is not None:
             self.tickets += 1
             actor.ticket = self.tickets
+            actor.key = key
             actor.took = False
-        self.note("get")
+        self.note("get" if key is None else f"get {key!r}")
 
     def _took(self):
         """The greenlet that runs has just taken an item or a slot: did it overtake?"""
@@ -517,8 +622,9 @@ class World:
         if actor is None:
             return
         actor.took = True
-        for greenlet in self.pool._line.waiters:
-            earlier = self.by_greenlet.get(greenlet)
+        pool = self.pool.pools()[actor.key] if self.keyed else self.pool
+        for greenlet in pool._line.waiters:
+            earlier = self._who(greenlet)
             if earlier is not None and earlier.ticket < actor.ticket:
                 self.fail(f"{actor.name} overtakes {earlier.name}")
 
@@ -528,6 +634,8 @@ class World:
             self.fail(f"got {item}: {item and self._state(item)}")
         if getattr(self.pool, "closed", False):
             self.fail(f"got {item} from a closed pool")
+        if item is not None and item.epoch < self.epoch:
+            self.fail(f"got {item} from before a recycle")
         if actor is not None and not actor.took:
             self._took()
         self.note(f"got {item}")
@@ -543,31 +651,60 @@ class World:
 
     def _check(self):
         """Assert the invariants of `gpools._line`, in the hub, where nobody else runs."""
-        line = self.pool._line
         exist = self.exist()
-        if exist > line.size or exist > self.most or (self.plain and exist != line.size):
-            self.fail(f"the size is wrong (invariant 1): {self.books()}")
-        if not self.plain:
+        if self.plain:
+            line = self.pool._line
+            if exist != line.size or exist > self.most:
+                self.fail(f"the size is wrong (invariant 1): {self.books()}")
+            if line.waiters:
+                self._check_line(line)
+            return
+        size = 0
+        for pool in self.pools():
+            line = pool._line
+            size += line.size
             for item in line.idle:
                 if item.holder or item.verb or item.gone or item.spoiled:
                     self.fail(f"{item} is idle, and yet: {self._state(item)}")
-        if line.waiters:
-            self._check_line(line)
+                if item.epoch < self.epoch:
+                    self.fail(f"{item} is idle, and from before a recycle")
+            if line.waiters:
+                self._check_line(line)
+                self._check_creator(pool)
+        if exist > size or exist > self.most:
+            self.fail(f"the size is wrong (invariant 1): {self.books()}")
+        if self.keyed and not size == self.pool.size <= self.most:
+            self.fail(f"the keys have {size} slots, and yet: {self.books()}")
 
     def _check_line(self, line):
-        if line.idle or line.size < line.limit or line.refusal is not None:
-            serve = line._serve
-            if not any(scheduled.callback == serve for scheduled in self.loop.queue):
-                self.fail(f"waits while something is to be had (invariant 2): {self.books()}")
+        first = next(iter(line.waiters))
+        served = line.idle or line.room() or line.errors or line.refusal is not None
+        if served and not is_place(first) and not self._scheduled(line._serve):
+            self.fail(f"waits while something is to be had (invariant 2): {self.books()}")
         last = None
         for greenlet in line.waiters:
-            actor = self.by_greenlet.get(greenlet)
-            if actor is not None:
-                if greenlet.dead:
-                    self.fail(f"{actor.name} is dead and stands in line")
-                if last is not None and actor.ticket < last.ticket:
-                    self.fail(f"{last.name} stands before {actor.name} (invariant 3)")
-                last = actor
+            actor = self._who(greenlet)
+            if actor is None:
+                continue
+            if is_place(greenlet):
+                if not self._scheduled(actor.greenlet.switch):
+                    self.fail(f"a place is kept for {actor.name}, who is not on the way")
+            elif greenlet.dead:
+                self.fail(f"{actor.name} is dead and stands in line")
+            if last is not None and actor.ticket < last.ticket:
+                self.fail(f"{last.name} stands before {actor.name} (invariant 3)")
+            last = actor
+
+    def _check_creator(self, pool):
+        """Assert that a creation is under way where one can be, or an alarm is set for it."""
+        line, creator = pool._line, pool._book.creator
+        if creator is None or line.refusal is not None or creator._alarm is not None:
+            return
+        if creator.ready() and line.open():
+            self.fail(f"somebody waits and nobody creates: {self.books()}")
+
+    def _scheduled(self, callback):
+        return any(scheduled.callback == callback for scheduled in self.loop.queue)
 
     # The scheduler, in the hub.
 
@@ -590,7 +727,7 @@ class World:
         if self.in_batch and not self.busy:
             self._run_callback()
             return True
-        timers = list(loop.timers)
+        timers = self._timers()
         starts = self._starts()
         if not (queue or timers or starts):
             for actor in self.actors:
@@ -616,6 +753,13 @@ class World:
             self._throw(targets[choice - len(starts)])
         return True
 
+    def _timers(self):
+        """Return the timers that may fire."""
+        return [t for t in self.loop.timers if self.sweeps or not self._of_sweeper(t)]
+
+    def _of_sweeper(self, timer):
+        return timer.owner in self.loop.sweepers
+
     def _starts(self):
         starts = []
         for actor in self.actors:
@@ -635,6 +779,8 @@ class World:
             owner = self.by_greenlet.get(timer.owner)
             what = timer.label or f"timer of {timer.after} s"
             self.trace.append(f"event: {what} ends, of {owner.name if owner else 'the pool'}")
+        self.loop.time = max(self.loop.time, timer.deadline)
+        self.sweeps -= self._of_sweeper(timer)
         self._guard(timer.fire)
 
     def _start(self, actor):
@@ -672,9 +818,13 @@ class World:
                 self.fail(f"{actor.name} got PoolClosed from an open pool")
         except errors.PoolFull:
             ended = errors.PoolFull
+        except errors.PoolUnavailable as error:
+            ended = errors.PoolUnavailable
+            if self.created > self.destroyed + self.dropped:
+                self.fail(f"{actor.name} is refused, and yet: {self.books()}; {error}")
         except errors.PoolError as error:
             ended = errors.PoolError
-            if "returned None" not in str(error):
+            if not re.search(r"returned None|create\(\) was ended by", str(error)):
                 self.fail(f"{actor.name} ends with {error!r}")
         except OSError as error:
             ended = OSError
@@ -712,16 +862,26 @@ class World:
         """Assert that the pool is as good as new, with a factory that works."""
         if self.trace is not None:
             self.trace.append("full check")
-        pool = self.pool
-        if self.loop.timers:
-            self.fail(f"timers are left: {[timer.owner for timer in self.loop.timers]}")
+        left = [timer.owner for timer in self.loop.timers if not self._of_sweeper(timer)]
+        if left:
+            self.fail(f"timers are left: {left}")
         self.calm = True
         if self.held:
             self.fail(f"the scenario itself still holds items: {self.books()}")
-        closed = getattr(pool, "closed", False)
-        size = 0 if closed else pool.max_size
+        self.loop.time += 1000  # whoever waits to try again has waited
+        if self.plain:
+            self._take_and_put_all(self.pool.max_size)
+            return
+        closed = not self.keyed and self.pool.closed
+        for key, size in KEYS.items() if self.keyed else {None: self.pool.max_size}.items():
+            if not closed and self.failure is None:
+                self._take_and_put_all(size, *() if key is None else (key,))
+        if self.failure is None:
+            self._close_and_count()
+
+    def _take_and_put_all(self, size, *key):
         taken = []
-        taker = Greenlet(self._take_all, size, taken)
+        taker = Greenlet(self._take_all, size, taken, key)
         taker.start()
         self._drain()
         if not taker.dead or len(taken) != size:
@@ -730,21 +890,40 @@ class World:
             return
         if len(set(map(id, taken))) != size:
             self.fail("an item was handed out twice")
+        pool = self.pool.pools()[key[0]] if key else self.pool
         if pool.waiting():
             self.fail(f"somebody still stands in line: {self.books()}")
         if not self.plain:
-            live = self.created - self.destroyed
+            live = self.created - self.destroyed - self.dropped
             if live != size or pool.current_size != size:
                 self.fail(f"{size} items out, and yet: {self.books()}")
         for item in taken:
-            self.put(item)
+            self._let_go(item, "put")
+            pool.put(item)
         self._drain()
-        if not closed and pool.free() != pool.max_size:
+        if pool.free() != pool.max_size:
             self.fail(f"all are put back, and yet: {self.books()}")
 
-    def _take_all(self, size, taken):
+    def _take_all(self, size, taken, key):
         while len(taken) < size:
-            taken.append(self.get())
+            taken.append(self.get(*key))
+
+    def _close_and_count(self):
+        """Close the pools, which ends their sweepers; nothing may be left."""
+        pools = self.pools()
+        closer = Greenlet(self.pool.close)
+        closer.start()
+        self._drain()
+        self._check()
+        if self.created != self.destroyed + self.dropped or self.loop.timers:
+            self.fail(f"closed, and yet: {self.books()}, {self.loop.timers}")
+        for pool in pools:
+            stats = pool.stats()
+            gone = sum(stats.destroyed.values())
+            if stats.size or stats.created != gone or (not self.keyed and gone != self.created):
+                self.fail(f"{self.created} created, and yet: {stats}")
+            if pool._book.creator is not None and pool._book.creator.in_flight:
+                self.fail(f"{pool._book.creator.in_flight} are in flight and none is")
 
     def _drain(self):
         for _ in range(self.MAX_STEPS):
@@ -757,14 +936,15 @@ class World:
 class Use:
     """`with world.item() as item:`, which is `with pool.item() as item:` with accounts kept."""
 
-    __slots__ = ("block", "item", "world")
+    __slots__ = ("block", "item", "key", "world")
 
-    def __init__(self, world, block):
+    def __init__(self, world, block, key):
         self.world = world
         self.block = block
+        self.key = key
 
     def __enter__(self):
-        self.world._ask()
+        self.world._ask(*self.key)
         self.item = self.world._taken(self.block.__enter__())
         return self.item
 
@@ -801,6 +981,15 @@ class ExploredLoop(Loop):
     """Runs one world after the other; between two of them the main greenlet goes on."""
 
     world = None
+
+    def __init__(self):
+        super().__init__()
+        self.sweepers = set()
+
+    def spawn_of_sweeper(self, run, *args):
+        greenlet = gevent.spawn_raw(run, *args)
+        self.sweepers.add(greenlet)
+        return greenlet
 
     def run(self):
         main = get_hub().parent
@@ -842,7 +1031,11 @@ class Explorer:
         gc.disable()
         gc.freeze()
         try:
-            with hub_on(self.loop, ExploredHub) as self.hub:
+            with (
+                clock_of(self.loop, self.lib),
+                replaced(self.lib, ("_sweeper",), "spawn_raw", self.loop.spawn_of_sweeper),
+                hub_on(self.loop, ExploredHub) as self.hub,
+            ):
                 yield
                 self.hub.throw(GreenletExit)
         finally:
@@ -883,7 +1076,7 @@ class Explorer:
         self.hub.switch()
 
     def result(self, complete, since, failure=None, choices=None):
-        result = Result(self.scenario.name, self.schedules, complete, monotonic() - since, failure)
+        result = Result(self.scenario.name, self.schedules, complete, perf_counter() - since, failure)
         if failure is not None:
             result.key = choices.key
             result.trace = []
@@ -897,13 +1090,13 @@ def explore(scenario, lib=gpools, most=None, seconds=None):
     Stops at the first that fails.  *lib* is the package whose pools are made.
     """
     explorer = Explorer(scenario, lib)
-    since = monotonic()
+    since = perf_counter()
     prefix = []
     with explorer.ready():
         while prefix is not None:
             if most is not None and explorer.schedules >= most:
                 return explorer.result(False, since)
-            if seconds is not None and monotonic() - since > seconds:
+            if seconds is not None and perf_counter() - since > seconds:
                 return explorer.result(False, since)
             choices = Choices(prefix)
             failure = explorer.run(choices)
@@ -916,10 +1109,10 @@ def explore(scenario, lib=gpools, most=None, seconds=None):
 def sample(scenario, lib=gpools, most=1000, seconds=None, seed=0):
     """Run *most* schedules of *scenario* picked at random, or as many as *seconds* allow."""
     explorer = Explorer(scenario, lib)
-    since = monotonic()
+    since = perf_counter()
     rng = random.Random(seed)
     with explorer.ready():
-        while explorer.schedules < most or (seconds and monotonic() - since < seconds):
+        while explorer.schedules < most or (seconds and perf_counter() - since < seconds):
             choices = Choices(rng=rng)
             failure = explorer.run(choices)
             if failure is not None:
@@ -930,7 +1123,7 @@ def sample(scenario, lib=gpools, most=1000, seconds=None, seed=0):
 def replay(scenario, key, lib=gpools):
     """Run the one schedule of *scenario* that *key* names."""
     explorer = Explorer(scenario, lib)
-    since = monotonic()
+    since = perf_counter()
     with explorer.ready():
         choices = Choices.of(key)
         result = explorer.result(False, since)

@@ -26,7 +26,8 @@ def plain(**options):
 
 def tracked(**options):
     """Return a maker of ConnectionPools; verbs that the scenario does not name are default."""
-    options.setdefault("destroy_timeout", None)  # one more event that may come at any time
+    for timeout in ("check_timeout", "destroy_timeout", "create_timeout"):
+        options.setdefault(timeout, None)  # one more event that may come at any time
 
     def make(world):
         verbs = {v: getattr(world, v) for v in ("check", "reset") if v in world.scenario.verbs}

@@ -190,7 +190,7 @@ def test_a_scenario_without_end_is_found():
 class Racy(gpools.Pool):
     """Counts a new item only once it is there."""
 
-    def _make(self):
+    def _make_item(self):
         self._line.size -= 1
         item = self.create()
         self._line.size += 1
