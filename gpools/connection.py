@@ -455,7 +455,8 @@ class ConnectionPool(Pool[T]):
         if not sound:
             self._doubt_all()
             return "check"
-        return "closed" if self.closed else None  # while check() ran
+        # While check() ran, the pool may have been closed or recycled.
+        return "closed" if self.closed else life.verdict(entry, monotonic())
 
     def _checked(self, item: T) -> bool:
         if self._book.check_timeout is None:
