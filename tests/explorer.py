@@ -700,6 +700,8 @@ class World:
         line, creator = pool._line, pool._book.creator
         if creator is None or line.refusal is not None or creator._alarm is not None:
             return
+        if is_place(next(iter(line.waiters))) or self._scheduled(line._serve):
+            return  # which is when it is seen to
         if creator.ready() and line.open():
             self.fail(f"somebody waits and nobody creates: {self.books()}")
 

@@ -55,6 +55,12 @@ def forgiving(**options):
     return make
 
 
+def keyed(limit, each=1, **options):
+    """Return a maker of KeyedPools."""
+    make_pool = tracked(max_size=each, **options)
+    return lambda world: world.lib.KeyedPool(lambda key: make_pool(world), max_size=limit)
+
+
 # The scripts.
 
 
@@ -219,6 +225,66 @@ def close_and_wait(world):
     world.close(timeout=1)
 
 
+def recycle(world):
+    world.recycle()
+
+
+def recycle_and_borrow(world):
+    world.recycle()
+    borrow(world)
+
+
+def grow_old(world):
+    world.age(100)
+
+
+def keep_long(world):
+    with world.item():
+        world.pause()
+        world.age(100)
+        world.pause()
+
+
+def drop(world):
+    """Lose an item: no put, no discard."""
+    item = world.get()
+    world.drop(item)
+    del item
+    world.pause()
+
+
+def borrow_a(world):
+    with world.item("a"):
+        world.pause()
+
+
+def borrow_b(world):
+    with world.item("b"):
+        world.pause()
+
+
+def borrow_both(world):
+    borrow_a(world)
+    borrow_b(world)
+
+
+def borrow_a_twice(world):
+    borrow_a(world)
+    borrow_a(world)
+
+
+def give_up_b(world):
+    with world.item("b", timeout=1):
+        world.pause()
+
+
+def discard_a(world):
+    with world.item("a") as item:
+        world.pause()
+        item.spoiled = True
+        raise CutOff
+
+
 def count_and_borrow(world):
     """Take one item, once it is sure that no more stand in line than may."""
     try:
@@ -262,12 +328,24 @@ DESTROYS = {"destroy": ("slow", "ok")}
 SLOW_CREATE = {"create": ("slow",)}
 SLOW_DESTROY = {"destroy": ("slow",)}
 SLOW_RETURN = {"reset": ("slow",), "destroy": ("slow",)}
+SLOW_RESET = {"reset": ("slow",)}
+SLOW_CHECK = {"check": ("slow",)}
+TWO_DEAD = {"check": ("ok", "refuse"), "destroy": ("slow",)}
+BROKEN = {"create": ("slow", "raise", "slow raise", "slow exit")}
+HANGS = {"create": ("slow", "never")}
+MADE_AND_KEPT = {"create": ("slow", "ok"), "destroy": ("ok", "slow")}
 
 ONE, TWO = plain(max_size=1), plain(max_size=2)
 STACK = plain(max_size=2, order_as_stack=True)
 ONE_TRACKED, TWO_TRACKED = tracked(max_size=1), tracked(max_size=2)
 ONE_WAITS = tracked(max_size=1, max_waiting=1)
 STACK_TRACKED = tracked(max_size=2, order_as_stack=True)
+ONE_CHECKED = tracked(max_size=1, check_timeout=5)
+ONE_MADE = tracked(max_size=1, max_creating=1)
+TWO_MADE = tracked(max_size=2, max_creating=2)
+TWO_MADE_SINGLY = tracked(max_size=2, max_creating=1)
+ONE_MADE_IN_TIME = tracked(max_size=1, max_creating=1, create_timeout=30)
+ONE_KEPT = tracked(min_size=1, max_size=2, max_creating=1)
 
 SCENARIOS = [
     # eventlet's face
@@ -327,6 +405,38 @@ SCENARIOS = [
     Scenario("closes while verbs fail", ONE_TRACKED, (borrow, borrow, close), ALL_FAIL, 2),
     Scenario("closes and waits", ONE_TRACKED, (borrow, borrow, close_and_wait), SWITCH, kills=1),
     Scenario("closes twice", TWO_TRACKED, (borrow, close, close), SWITCH, kills=1),
+    Scenario("two dead items", TWO_TRACKED, (borrow_twice, borrow_twice), TWO_DEAD, 2),
+    Scenario("two dead items, three callers", TWO_TRACKED, (borrow,) * 3, TWO_DEAD, 2, 1),
+    Scenario("check takes too long", ONE_CHECKED, (borrow, borrow), CHECK_FAILS, 1, 1),
+    Scenario("an item is dropped", ONE_TRACKED, (drop, borrow, borrow), SLOW_CREATE, kills=1),
+    # creations in the background
+    Scenario("made aside", ONE_MADE, (borrow,) * 3, SLOW_CREATE, kills=3),
+    Scenario("made aside, two at once", TWO_MADE, (borrow,) * 3, SLOW_CREATE, kills=1),
+    Scenario("made aside, one at a time", TWO_MADE_SINGLY, (borrow,) * 3, SLOW_CREATE, kills=1),
+    Scenario("made aside, it fails", ONE_MADE, (borrow,) * 3, BROKEN, 2),
+    Scenario("made aside, two fail", TWO_MADE, (borrow,) * 3, BROKEN, 2),
+    Scenario("made aside, killed and it fails", ONE_MADE, (borrow,) * 2, BROKEN, 2, 1),
+    Scenario("made aside, it hangs", ONE_MADE_IN_TIME, (borrow, borrow), HANGS, 2, 1),
+    Scenario("made aside, given up", ONE_MADE, (give_up, give_up, borrow), BROKEN, 1),
+    Scenario("made aside, discarded", ONE_MADE, (discard, borrow, borrow), SWITCH),
+    Scenario("made aside, all fail", ONE_MADE, (borrow, borrow), ALL_FAIL, 2, 1),
+    Scenario("made aside, dead items", TWO_MADE, (borrow, borrow_twice), TWO_DEAD, 2),
+    Scenario("made aside, grows", ONE_MADE, (borrow, borrow, grow), SLOW_CREATE, kills=1),
+    Scenario("made aside, shrinks", TWO_MADE, (borrow, borrow, shrink), SWITCH),
+    Scenario("made aside, closes", ONE_MADE, (borrow, borrow, close), BROKEN, 1, 1),
+    Scenario("made aside, closes and waits", ONE_MADE, (borrow, close_and_wait), SWITCH, kills=1),
+    Scenario("made aside, recycled", ONE_MADE, (borrow, borrow, recycle), SLOW_CREATE, kills=1),
+    Scenario("made aside, a stray switch", ONE_MADE, (switch_to_second, borrow, borrow), BROKEN, 1),
+    Scenario("made aside, min_size", ONE_KEPT, (borrow, discard), MADE_AND_KEPT, 2),
+    # ages
+    Scenario("recycled", ONE_TRACKED, (borrow_twice, borrow, recycle), SWITCH),
+    Scenario("recycled while verbs fail", ONE_TRACKED, (borrow, borrow, recycle), ALL_FAIL, 1),
+    Scenario("recycled and killed", ONE_TRACKED, (borrow, borrow, recycle), SLOW_RETURN, kills=1),
+    Scenario("recycled, two slots", TWO_TRACKED, (borrow_twice, recycle_and_borrow), SWITCH),
+    Scenario("recycled and closed", ONE_TRACKED, (borrow, recycle, close), SWITCH),
+    Scenario(
+        "grown old", tracked(max_size=1, max_age=50), (borrow_twice, borrow, grow_old), SWITCH
+    ),
 ]
 
 # Too large to be run whole: some schedules, at random.
