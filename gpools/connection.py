@@ -287,10 +287,8 @@ class ConnectionPool(Pool[T]):
         `PoolTimeout`, with the last error of `create` as its cause, or
         `PoolClosed`; without *max_creating* whatever `create` raises.  May switch.
         """
-        if self._book.creator is None:
-            self._get_within(timeout, self._fill_up)
-        else:
-            self._get_within(timeout, self._await_filled)
+        fill = self._fill_up if self._book.creator is None else self._await_filled
+        self._get_within(timeout, fill, self._unready_error)
         if self._line.refusal is not None:
             raise self._line.refusal()
 
@@ -391,6 +389,7 @@ class ConnectionPool(Pool[T]):
     # Getting.
 
     def _get_slowly(self) -> T:
+        self._belong_here()
         line, book, begun = self._line, self._book, monotonic()
         arrived = None  # known once he comes back with nothing
         while True:
@@ -499,7 +498,6 @@ class ConnectionPool(Pool[T]):
         was called with it.
         """
         line, book = self._line, self._book
-        self._belong_here()
         generation, begun = book.life.generation, monotonic()
         try:
             item = self.create()
@@ -542,6 +540,8 @@ class ConnectionPool(Pool[T]):
 
     def _fill_up(self) -> None:
         """Make the items that are missing of min_size, one by one; may switch."""
+        if self.min_size:
+            self._belong_here()
         line, book = self._line, self._book
         while len(book.items) < self.min_size and line.room() and not self.closed:
             line.claim()
@@ -755,6 +755,14 @@ class ConnectionPool(Pool[T]):
         late.holders = tuple(holds)
         if book.creator is not None:
             late.__cause__ = book.creator.last_error
+        return late
+
+    def _unready_error(self, timeout: float) -> PoolTimeout:
+        late = PoolTimeout(
+            f"{len(self._book.items)} items exist after {timeout} s; min_size is {self.min_size}"
+        )
+        if self._book.creator is not None:
+            late.__cause__ = self._book.creator.last_error
         return late
 
     # Threads and forks.
