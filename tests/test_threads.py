@@ -107,7 +107,6 @@ def test_the_error_names_both_threads(pool):
     assert str(error).endswith("make a pool for each thread")
 
 
-@pytest.mark.xfail(strict=True, reason="_new() refuses the thread after the slot was taken")
 def test_wait_ready_in_another_thread_takes_no_slot(pool, elsewhere):
     pool.resize(4)
     pool.min_size = 3
