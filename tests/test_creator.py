@@ -276,7 +276,7 @@ def test_the_caller_gets_what_ended_the_creation(behaviour, kind, text, no_pause
         pool.get()
     assert type(caught.value) is kind
     if kind is PoolError:
-        assert not isinstance(caught.value.__cause__, Exception)
+        assert type(caught.value.__cause__) in (gevent.GreenletExit, gevent.Timeout)
     assert pool.current_size == 0
     pool.put(pool.get())
     full_check(pool, gate)
@@ -330,6 +330,26 @@ def test_a_failure_reaches_the_first_in_line_and_no_other(no_pause):
     pool.put(item)
     settle()
     assert second.get(block=False) is item
+
+
+def test_one_of_two_creations_fails_and_the_other_serves_the_second_in_line():
+    """As long as one is in flight, nobody but the first waits in vain."""
+    failing, made = Event(), Event()
+
+    def fail_on_order():
+        failing.wait()
+        error()
+
+    pool = pool_of(Gate(fail_on_order, made.wait), max_size=2)
+    first, second = spawn(pool.get), spawn(pool.get)
+    settle()
+    failing.set()
+    settle()
+    assert isinstance(first.exception, OSError)
+    assert not second.ready()
+    made.set()
+    settle()
+    assert second.successful()
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 6])
