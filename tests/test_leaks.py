@@ -3,6 +3,7 @@
 import gc
 import logging
 import re
+import sysconfig
 import weakref
 
 import gevent
@@ -493,6 +494,69 @@ def test_the_holder_is_shown_in_the_programs_own_code():
     settle()
     line = work.__code__.co_firstlineno + 2
     assert str(pool.holders()[0]).endswith(f" at test_leaks.py:{line}")
+    holder.kill()
+
+
+def test_the_caller_itself_is_shown_where_it_asks():
+    pool = ConnectionPool(max_size=1, create=Conn)
+    item = pool.get()
+    assert re.search(r" by <greenlet 'main'> at test_leaks.py:\d+$", str(pool.holders()[0]))
+    pool.put(item)
+
+
+def test_a_holder_that_waits_for_another_item_is_shown_where_it_asked_for_it():
+    """Not inside the pool."""
+    pool = ConnectionPool(max_size=1, create=Conn)
+
+    def greedy():
+        with pool.item():
+            pool.get()
+
+    holder = spawn(greedy)
+    settle()
+    line = greedy.__code__.co_firstlineno + 2
+    assert str(pool.holders()[0]).endswith(f" at test_leaks.py:{line}")
+    holder.kill()
+
+
+LIBRARY = """
+def call(act, *args):
+    return act(*args)
+
+def hold(pool, sleep):
+    with pool.item():
+        sleep(60)
+"""
+
+
+@pytest.fixture
+def library():
+    """Functions that pass for the standard library's."""
+    names = {"__name__": "library"}
+    path = f"{sysconfig.get_path('stdlib')}/library.py"
+    exec(compile(LIBRARY, path, "exec"), names)
+    return names
+
+
+def test_a_holder_inside_a_library_is_shown_where_it_called_that(library):
+    pool = ConnectionPool(max_size=1, create=Conn)
+
+    def work():
+        with pool.item():
+            library["call"](gevent.sleep, 60)
+
+    holder = spawn(work)
+    settle()
+    line = work.__code__.co_firstlineno + 2
+    assert str(pool.holders()[0]).endswith(f" at test_leaks.py:{line}")
+    holder.kill()
+
+
+def test_a_holder_that_is_all_library_is_shown_there(library):
+    pool = ConnectionPool(max_size=1, create=Conn)
+    holder = spawn(library["hold"], pool, gevent.sleep)
+    settle()
+    assert str(pool.holders()[0]).endswith(" at library.py:7")
     holder.kill()
 
 
