@@ -20,7 +20,7 @@ import gevent
 import gevent.os
 import pytest
 import redis
-from gevent import monkey, socket
+from gevent import socket
 from gevent.event import Event
 from greenlet import greenlet
 
@@ -814,11 +814,8 @@ def test_workers_forked_from_a_master_that_has_used_its_pools(redis_server, http
     assert lines[:2] == ["held b'mine'", "0 0 0"], errors
 
 
-@pytest.mark.parametrize("patched", [False, True])
-def test_redis_pool_with_three_children_at_work(redis_server, patched, in_gevent_child):
+def test_redis_pool_with_three_children_at_work(redis_server):
     """Every connection sees one process only."""
-    if patched and not monkey.is_module_patched("socket"):
-        pytest.skip("in a process of its own: see the workers forked from a master")
     pool = RedisPool(redis_server.url, max_size=3)
     held = pool.get()
     pool.put(pool.get())
