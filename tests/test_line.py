@@ -1,5 +1,8 @@
 """The line by itself: `gpools._line`."""
 
+from math import inf
+from time import monotonic
+
 import gevent
 import pytest
 from gevent.event import Event
@@ -50,9 +53,12 @@ def test_take_leaves_everything_to_those_in_line(line):
     line.limit = 1
     line.idle.append("a")
     assert line.take() is NOTHING
-    assert line.take(first=True) == "a"
-    assert line.take(first=True) is SLOT
-    assert line.take(first=True) is NOTHING
+    assert line.take(monotonic()) is NOTHING
+    [arrived] = line.waiters.values()
+    assert line.take(arrived) is NOTHING, "he came at the same moment"
+    assert line.take(arrived - 0.001) == "a"
+    assert line.take(-inf) is SLOT
+    assert line.take(-inf) is NOTHING
     gevent.killall(waiters)
 
 
@@ -175,19 +181,178 @@ def test_each_one_served_has_a_turn_of_the_hub_to_itself(line):
     assert len(served) == 3
 
 
-def test_first_stands_before_all_others(line):
+def test_waiter_who_arrived_before_stands_before(line):
+    """Each goes to where his time belongs, behind those who are his equals."""
     served = []
     waiters = waiters_in(line, 2, served)
+    first, second = line.waiters.values()
 
-    def wait():
-        served.append(("first", line.wait(first=True)))
+    def wait(arrived):
+        served.append((arrived, line.wait(arrived)))
 
-    waiters.append(spawn(wait))
-    settle()
-    for item in "abc":
+    between, late = (first + second) / 2, monotonic()
+    for arrived in (late, -2.0, between, -1.0, second, -2.0):
+        waiters.append(spawn(wait, arrived))
+        settle()
+    assert list(line.waiters.values()) == [-2.0, -2.0, -1.0, first, between, second, second, late]
+    for item in "abcdefgh":
         put(line, item)
     settle()
-    assert served == [("first", "a"), (0, "b"), (1, "c")]
+    assert served == [
+        (-2.0, "a"),
+        (-2.0, "b"),
+        (-1.0, "c"),
+        (0, "d"),
+        (between, "e"),
+        (1, "f"),
+        (second, "g"),
+        (late, "h"),
+    ]
+
+
+def test_waiter_back_in_line_waits_to_be_served(line):
+    """His place is before those who came later, and no further."""
+    served = []
+    waiters = waiters_in(line, 1, served)
+    back = spawn(line.wait, -1.0)
+    settle()
+    assert served == []
+    assert list(line.waiters) == [back, waiters[0]]
+    put(line, "a")
+    settle()
+    assert back.get(block=False) == "a"
+    assert served == []
+    gevent.killall(waiters)
+
+
+def test_place_that_is_kept_holds_up_those_behind_it_and_is_served_itself_by_nobody(line):
+    served = []
+    waiters_in(line, 2, served)
+    place = line.keep_place(-1.0)
+    assert next(iter(line.waiters)) is place
+    line.idle.extend("ab")
+    line.wake()
+    settle()
+    assert served == []
+    assert not line._scheduled, "the hub does not turn round for it"
+    assert list(line.idle) == ["a", "b"]
+    assert line.take() is NOTHING
+    line.give_up_place(place)
+    assert served == []
+    settle()
+    assert served == [(0, "a"), (1, "b")]
+
+
+def test_place_is_kept_where_its_time_belongs(line):
+    served = []
+    waiters = waiters_in(line, 2, served)
+    first, second = line.waiters.values()
+    place = line.keep_place((first + second) / 2)
+    assert list(line.waiters) == [waiters[0], place, waiters[1]]
+    line.idle.extend("ab")
+    line.wake()
+    settle()
+    assert served == [(0, "a")], "who came before is not held up"
+    line.give_up_place(place)
+    settle()
+    assert served == [(0, "a"), (1, "b")]
+
+
+def test_place_alone_in_line_keeps_newcomers_from_what_is_to_be_had():
+    line = Line(2)
+    place = line.keep_place(monotonic())
+    assert line.take() is NOTHING
+    assert line.take(-inf) is SLOT
+    line.give_up_place(place)
+    assert line.take() is SLOT
+    assert not line.waiters
+    settle()
+
+
+def test_place_holds_up_a_refusal_until_it_is_given_up(line):
+    waiters = [spawn(line.wait) for _ in range(2)]
+    settle()
+    place = line.keep_place(-1.0)
+    line.refusal = Refused
+    line.wake()
+    settle()
+    assert len(line.waiters) == 3
+    line.give_up_place(place)
+    settle()
+    assert [type(waiter.exception) for waiter in waiters] == [Refused] * 2
+
+
+def test_error_of_the_maker_goes_to_the_first_alone_or_to_everybody(line):
+    waiters = [spawn(line.wait) for _ in range(4)]
+    settle()
+    mine = Refused("create")
+    line.fail(mine, everybody=False)
+    settle()
+    assert [waiter.ready() for waiter in waiters] == [True, False, False, False]
+    assert waiters[0].exception is mine
+    line.fail(mine, everybody=True)
+    settle()
+    assert [waiter.exception for waiter in waiters] == [mine] * 4
+    assert not line.errors
+
+
+def test_item_goes_before_an_error(line):
+    waiters = [spawn(line.wait) for _ in range(2)]
+    settle()
+    line.fail(Refused(), everybody=False)
+    put(line, "a")
+    settle()
+    assert waiters[0].get(block=False) == "a"
+    assert isinstance(waiters[1].exception, Refused)
+
+
+def test_error_that_nobody_is_left_to_get_is_not_for_those_who_come_later(line):
+    waiter = spawn(line.wait)
+    settle()
+    waiter.kill(block=False)
+    line.fail(Refused(), everybody=False)
+    settle()
+    assert waiter.ready()
+    assert not line.errors
+    line.fail(Refused(), everybody=False)  # to nobody
+    late = spawn(line.wait)
+    settle()
+    assert not late.ready()
+    late.kill()
+
+
+def test_maker_is_told_while_there_is_room_and_callers_make_nothing_themselves():
+    line = Line(2)
+    told = []
+    line.maker = lambda: told.append(len(line.waiters))
+    assert line.take() is NOTHING
+    waiters = [spawn(line.wait) for _ in range(2)]
+    settle()
+    assert told == [1, 2]
+    line.claim()
+    line.claim()
+    line.wake()
+    assert told == [1, 2], "there is no slot"
+    assert line.size == 2
+    gevent.killall(waiters)
+    told.clear()
+    line.vacate()
+    assert told == [], "nobody waits"
+
+
+def test_line_anew_is_empty_and_set_as_before(line):
+    line = Line(3)
+    line.refusal, line.shed = Refused, object()
+    line.claim()
+    line.idle.append("a")
+    line.errors.append(Refused())
+    place = line.keep_place(1.0)
+    anew = line.anew()
+    assert (anew.limit, anew.refusal, anew.shed) == (3, Refused, line.shed)
+    assert (anew.size, len(anew.idle), len(anew.errors), len(anew.waiters)) == (0, 0, 0, 0)
+    assert anew.budget is None
+    assert (line.size, len(line.idle)) == (1, 1), "the old one is as it was"
+    del line.waiters[place]
 
 
 def test_stray_switch_leaves_the_waiter_in_its_place(line):
@@ -319,13 +484,18 @@ def test_one_served_that_waits_again_at_once_goes_to_the_end(line):
 
 
 def test_line_is_not_searched_for_the_waiter_that_leaves(line):
-    """Nobody else in line is looked at: no step through it."""
+    """Nobody is looked at but the first in line: no step beyond him."""
 
     class Waiters(type(line.waiters)):
         def __iter__(self):
+            yield next(super().__iter__())
             raise AssertionError("searched")
 
-        keys = items = values = __iter__
+        keys = items = __iter__
+
+        def values(self):
+            yield next(iter(super().values()))
+            raise AssertionError("searched")
 
     line.waiters = Waiters()
     waiters = [spawn(line.wait) for _ in range(3)]
