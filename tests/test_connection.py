@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import queue
 import re
 from contextlib import suppress
@@ -239,10 +240,11 @@ def test_time_in_use_is_not_idle_time(gate):
 
 
 def test_new_item_is_not_checked(pool, gate):
-    pool.get()
+    first = pool.get()
     is_idle_for_a_while()
-    pool.get()
+    second = pool.get()
     assert gate.calls["check"] == 0
+    assert (first.number, second.number) == (1, 2)
 
 
 def test_check_that_says_no_has_the_item_replaced(pool, gate):
@@ -250,7 +252,8 @@ def test_check_that_says_no_has_the_item_replaced(pool, gate):
     dead = pool.get()
     pool.put(dead)
     is_idle_for_a_while()
-    assert pool.get() is not dead
+    item = pool.get()
+    assert item is not dead
     assert dead.destroyed
     assert gate.created == 2
 
@@ -261,9 +264,13 @@ def test_check_that_raises_says_no(pool, gate, caplog):
     dead = pool.get()
     pool.put(dead)
     is_idle_for_a_while()
-    assert pool.get() is not dead
+    item = pool.get()
+    assert item is not dead
     assert dead.destroyed
-    assert "check of <Item at" in caplog.text
+    settle()  # the log is another greenlet's
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("gpools", "INFO")
+    assert "check of <Item at" in record.getMessage()
 
 
 @pytest.mark.parametrize("answer", [False, None, 0, ""])
@@ -272,7 +279,9 @@ def test_check_says_no_by_anything_untrue(answer, gate):
     dead = pool.get()
     pool.put(dead)
     is_idle_for_a_while()
-    assert pool.get() is not dead
+    item = pool.get()
+    assert item is not dead
+    assert dead.destroyed
 
 
 def test_check_whose_answer_is_neither_true_nor_false_costs_no_slot(pool, gate):
@@ -309,8 +318,8 @@ def test_check_that_always_fails_makes_one_new_item_and_no_more(gate):
     for item in [pool.get() for _ in range(3)]:
         pool.put(item)
     is_idle_for_a_while()
-    pool.get()
-    assert gate.created == 4
+    item = pool.get()
+    assert item.number == gate.created == 4
     assert gate.destroyed == 3
 
 
@@ -340,19 +349,21 @@ def test_idle_path_does_not_switch(gate):
     assert set(counts.values()) <= set()
 
 
-def test_default_check_costs_no_clock(monkeypatch):
+def test_default_check_costs_no_clock():
     """It would always say yes."""
-    pool = ConnectionPool(create=Conn)
-    assert pool._book.check_after is None
-    assert ConnectionPool(create=Conn, check_after=5)._book.check_after is None
+    def checked_after(pool):
+        return pool._book.life.check_after
+
+    assert checked_after(ConnectionPool(create=Conn)) == math.inf
+    assert checked_after(ConnectionPool(create=Conn, check_after=5)) == math.inf
 
     class Checks(ConnectionPool):
         def check(self, item):
             return True
 
-    assert Checks(create=Conn)._book.check_after == 0.0
-    assert ConnectionPool(create=Conn, check=bool)._book.check_after == 0.0
-    assert Checks(create=Conn, check_after=None)._book.check_after is None
+    assert checked_after(Checks(create=Conn)) == 0.0
+    assert checked_after(ConnectionPool(create=Conn, check=bool)) == 0.0
+    assert checked_after(Checks(create=Conn, check_after=None)) == math.inf
 
 
 # Leaving the block
@@ -538,17 +549,19 @@ def test_item_put_in_the_block_and_taken_by_another_stays_the_others(gate, way_o
 
 def test_item_put_and_taken_again_in_the_block_by_its_own_greenlet_is_not_put_twice(gate):
     pool = make(ConnectionPool, gate, max_size=1)
+    taken = []
 
     def work():
         with pool.item() as item:
             pool.put(item)
-            assert pool.get() is item
+            taken.append(pool.get())
+            assert taken == [item]
 
     with pytest.raises(NotInUse):
         work()
-    item = pool.holders()[0].item
-    assert len(pool.holders()) == 1
-    pool.put(item)
+    [hold] = pool.holders()
+    assert hold.item is taken[0]
+    pool.put(taken[0])
     full_check(pool, gate)
 
 
@@ -689,10 +702,12 @@ def test_max_waiting_0_never_waits(gate):
 
 def test_max_waiting_does_not_turn_away_one_who_need_not_wait(gate):
     pool = make(ConnectionPool, gate, max_size=2, max_waiting=0)
-    pool.get()
-    pool.get()
+    items = [pool.get(), pool.get()]
     with pytest.raises(PoolFull):
         pool.get()
+    pool.put(items.pop())
+    items.append(pool.get())
+    assert len(items) == gate.created == 2
 
 
 def test_max_waiting_does_not_turn_away_one_whose_idle_item_was_dead(gate):
@@ -765,7 +780,7 @@ def test_timeout_error_is_a_diagnosis(gate):
 @pytest.mark.parametrize("verb", ["create", "check", "destroy"])
 def test_timeout_error_tells_when_items_are_between_states(gate, verb):
     pool = make(ConnectionPool, gate, max_size=2)
-    pool.get()
+    item = pool.get()
     if verb == "check":
         pool.put(pool.get())
         is_idle_for_a_while()
@@ -778,6 +793,7 @@ def test_timeout_error_tells_when_items_are_between_states(gate, verb):
         pool.get(timeout=0.005)
     assert "(1 of 2 in use, 1 being made, checked or destroyed, " in str(caught.value)
     assert str(caught.value).endswith("; create() or destroy() is slow, or timeout is short")
+    assert [hold.item for hold in caught.value.holders] == [item]
     busy.kill()
 
 
@@ -798,8 +814,9 @@ def test_holders_tells_who_holds_what_longest_held_first(gate):
     idle = pool.get()
 
     def hold():
-        pool.get()
+        item = pool.get()
         gevent.sleep(3600)
+        pool.put(item)
 
     greenlets = []
     for _ in range(3):
@@ -821,7 +838,7 @@ def test_hold_begins_anew_with_each_get(pool):
     gevent.sleep(0.01)
     [before] = pool.holders()
     pool.put(item)
-    pool.get()
+    item = pool.get()
     [after] = pool.holders()
     assert after.seconds < before.seconds
 
@@ -837,13 +854,16 @@ def test_holders_leaves_out_what_is_between_states(pool, gate):
 
 
 def test_pool_does_not_keep_its_holders_alive(pool):
+    taken = []
+
     def take():
-        pool.get()
+        taken.append(pool.get())
 
     gevent.spawn(take).join()
     settle()
     gc.collect()
     [hold] = pool.holders()
+    assert hold.item is taken[0]
     assert hold.greenlet is None
     assert str(hold).endswith("by a greenlet that is gone")
 
@@ -870,8 +890,10 @@ def test_hold_of_a_greenlet_that_has_ended_says_so(pool):
 
 
 def test_hold_of_the_caller_itself_and_of_main(pool):
-    pool.get()
-    assert "<greenlet 'main'> at test_connection.py:" in str(pool.holders()[0])
+    item = pool.get()
+    [hold] = pool.holders()
+    assert hold.item is item
+    assert "<greenlet 'main'> at test_connection.py:" in str(hold)
 
 
 # The pool as a whole
@@ -912,8 +934,9 @@ def test_nothing_shows_a_password(caplog, level):
     pool.fit_after = lambda item, error: fail(item)
 
     def hold(password):
-        pool.get()
+        item = pool.get()
         gevent.sleep(3600)
+        pool.put(item)
 
     spawn(hold, "s3cret")
     settle()
@@ -971,7 +994,8 @@ def test_connection_pool_is_a_pool_with_its_attributes(pool, gate):
     assert bool(pool)
     assert pool.min_size == 0
     assert pool.free() == 2
-    pool.get()
+    item = pool.get()
+    assert item.number == 1
     assert (pool.current_size, pool.max_size, pool.free()) == (1, 2, 1)
     pool.anything = 3
 
@@ -988,7 +1012,9 @@ def test_order_in_which_items_go_out(stack, order):
 
 def test_min_size_items_go_out_in_the_order_they_were_made(gate):
     pool = make(ConnectionPool, gate, min_size=3, max_size=3)
-    assert [pool.get().number for _ in range(3)] == [1, 2, 3]
+    items = [pool.get() for _ in range(3)]
+    assert [item.number for item in items] == [1, 2, 3]
+    assert gate.created == 3
 
 
 def test_positional_parameters_are_those_of_pool(gate):

@@ -38,7 +38,7 @@ def put_back_while_others_wait(pool):
     waiter = spawn(pool.get)
     settle()
     pool.put(items[0])  # on the shelf, and the waiter's by right
-    pool.waiter = waiter
+    pool.waiter, pool.other = waiter, items[1]
     return items[0]
 
 

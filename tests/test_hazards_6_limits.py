@@ -116,13 +116,25 @@ def test_foreign_put_does_not_make_a_connection_pool_larger():
         ({"timeout": math.nan}, "timeout is nan but must be at least 0"),
         ({"max_waiting": -1}, "max_waiting is -1 but must be at least 0"),
         ({"check_after": -0.1}, "check_after is -0.1 but must be at least 0"),
-        ({"destroy_timeout": -1}, "destroy_timeout is -1 but must be at least 0"),
     ],
 )
 def test_nonsense_raises_valueerror_at_once(sizes, says):
     gate = Gate()
     with pytest.raises(ValueError, match=says):
         ConnectionPool(create=gate, **sizes)
+    assert gate.calls["create"] == 0
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan])
+@pytest.mark.parametrize(
+    "name",
+    ["max_age", "max_idle", "check_timeout", "destroy_timeout", "create_timeout", "leak_after"],
+)
+def test_duration_in_which_nothing_could_be_done_raises_valueerror(name, seconds):
+    """A check or a destroy given no time would be cut off at its first switch, always."""
+    gate = Gate()
+    with pytest.raises(ValueError, match=f"{name} is {seconds} but must be above 0, or None"):
+        ConnectionPool(create=gate, min_size=1, **{name: seconds})
     assert gate.calls["create"] == 0
 
 

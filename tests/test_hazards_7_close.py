@@ -57,12 +57,14 @@ def test_close_gives_poolclosed_to_each_waiter_at_once(timeout):
 def test_waiters_of_a_closed_pool_have_errors_of_their_own():
     """One exception raised in two greenlets would mix up their tracebacks."""
     pool = make(ConnectionPool, Gate(), max_size=1)
-    pool.get()
+    item = pool.get()
     waiters = [spawn(pool.get) for _ in range(2)]
     settle()
     pool.close()
     settle()
+    assert [type(waiter.exception) for waiter in waiters] == [PoolClosed] * 2
     assert waiters[0].exception is not waiters[1].exception
+    pool.put(item)
 
 
 def test_waiter_that_would_have_been_served_in_this_turn_gets_poolclosed():
@@ -105,8 +107,9 @@ def test_close_with_a_timeout_returns_the_holder_of_an_item_that_never_comes_bac
     pool = make(ConnectionPool, gate, max_size=2, name="lost")
 
     def lose():
-        pool.get()
+        item = pool.get()
         gevent.sleep(3600)
+        pool.put(item)
 
     loser = spawn(lose)
     loser.name = "the-loser"
@@ -705,10 +708,11 @@ def test_timeout_0_with_an_idle_item_succeeds(kind):
 def test_timeout_0_with_a_free_slot_succeeds_if_create_does_not_wait(kind):
     gate = Gate(ok, slow)
     pool = make(kind, gate, max_size=2)
-    pool.get(timeout=0)
+    item = pool.get(timeout=0)
     with pytest.raises(PoolTimeout):
         pool.get(timeout=0)
     assert pool.free() == 1
+    pool.put(item)
 
 
 @both
