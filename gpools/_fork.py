@@ -12,20 +12,20 @@ import logging
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from gpools.connection import ConnectionPool
 
 log = logging.getLogger("gpools")
 
-_pools: WeakSet[ConnectionPool[Any]] = WeakSet()
+_pools: WeakValueDictionary[int, ConnectionPool[Any]] = WeakValueDictionary()  # by id
 _kept: list[object] = []  # the parent's items, in a child
 
 
 def watch(pool: ConnectionPool[Any]) -> None:
     """See to *pool* in the children of this process."""
-    _pools.add(pool)
+    _pools[id(pool)] = pool
 
 
 def abandon(items: Iterable[object], filenos: Iterable[int]) -> None:
@@ -47,7 +47,7 @@ def abandon(items: Iterable[object], filenos: Iterable[int]) -> None:
 
 
 def _in_child() -> None:
-    for pool in list(_pools):
+    for pool in list(_pools.values()):
         try:
             pool._start_anew_after_fork()
         except Exception:

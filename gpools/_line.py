@@ -117,8 +117,10 @@ class Line(Generic[T]):
         line: Line[T] = Line(self.limit)
         line.refusal, line.shed = self.refusal, self.shed
         if self.budget is not None:
-            self.budget.used -= self.size
-            self.budget.join(line)
+            # Not this one's any more: who is still busy here must not give it up twice.
+            budget, self.budget = self.budget, None
+            budget.used -= self.size
+            budget.join(line)
         return line
 
     def open(self) -> bool:
@@ -236,6 +238,7 @@ class Line(Generic[T]):
         # ever blocking leaves the loop its turns for sockets and timers.
         self._scheduled = False
         if not self.waiters:
+            self._nobody_left()
             self.errors.clear()
             self._pass_on()
             return
@@ -254,11 +257,18 @@ class Line(Generic[T]):
             return
         granted = NOTHING if error is not None else self.take(-inf)
         del self.waiters[first]
+        if error is not None:
+            self._nobody_left()
         self.wake()  # for the next in line; this one may run for long
         if error is not None:
             first.throw(error)
         else:
             first.switch(granted)
+
+    def _nobody_left(self) -> None:
+        # All in line died or were turned away: what came free is idle after all.
+        if self.shed is not None and self.idle and not self.waiters:
+            self.shed.idle(monotonic())
 
     def _pass_on(self) -> None:
         # What is not for this line may be for another under the same limit.

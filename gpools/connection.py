@@ -40,7 +40,7 @@ from gevent import Timeout, get_hub, getcurrent, spawn_raw
 from gevent.monkey import get_original
 
 from gpools import _fork
-from gpools._aside import aside
+from gpools._aside import aside, each_aside
 from gpools._book import Book, enter, same
 from gpools._creator import Creator
 from gpools._holders import Hold, item_name
@@ -272,13 +272,8 @@ class ConnectionPool(Pool[T]):
         their successors are not all made at once.  Until its moment an item is
         handed out as before.  Switches only if `destroy` does.
         """
-        _require_not_negative(spread=spread)
-        self._belong_here()
-        book, now = self._book, monotonic()
-        book.life.recycle(book.items.values(), now, spread, random)
-        self._retire_expired(now)
-        if spread or self.min_size:
-            self._sweeper().wake()
+        self._outdate(spread)
+        self._retire_expired(monotonic())
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until *min_size* items exist, making them if nothing else does.
@@ -309,16 +304,8 @@ class ConnectionPool(Pool[T]):
         Switches if there is something to wait for or `destroy` does.
         """
         line, book = self._line, self._book
-        self._belong_here()
-        if not self.closed:
-            self._tell("closed")
-        line.refusal = lambda: PoolClosed(f"{self!r} is closed")
-        line.wake()
-        book.filled.set()
-        if book.sweeper is not None:
-            book.sweeper.wake()
-        idle, line.idle = line.idle, deque()
-        self._let_go("closed", *idle)
+        self._refuse_all()
+        self._drop_all_idle("closed")
         if line.size == 0:
             book.emptied.set()
         elif timeout:
@@ -398,9 +385,13 @@ class ConnectionPool(Pool[T]):
             granted = line.take(inf if arrived is None else arrived)
             if granted is NOTHING:
                 granted = self._stand(arrived)
+            if line is not self._line:  # forked while he stood there: that is the parent's
+                return self._get_slowly()
             item = self._new() if granted is SLOT else granted
             entry = book.items[id(item)]
             reason = self._judge(entry, item)
+            if line is not self._line:  # forked while check() ran
+                return self._get_slowly()
             if reason is None:
                 return self._hold(entry, item, monotonic())
             # His item was no good, his turn was not: he keeps his place.
@@ -521,6 +512,7 @@ class ConnectionPool(Pool[T]):
         entry = book.items[id(item)] = enter(self, item, generation)
         book.life.begin(entry, now, random())
         book.counters.created += 1
+        self._tell("created")
         try:
             self._adopt(item)
             if line.refusal is not None:  # closed while create() ran
@@ -531,7 +523,6 @@ class ConnectionPool(Pool[T]):
                 failed(error)
             self._let_go("refused", item)
             raise
-        self._tell("created")
         if self._sweeps():
             self._sweeper()
         if len(book.items) >= self.min_size:
@@ -624,7 +615,7 @@ class ConnectionPool(Pool[T]):
         if going:
             # Aside, all together, for a kill must not save the last of them,
             # and each of them, for a slow one must not delay the next.
-            aside(partial(_each_aside, going))
+            aside(partial(each_aside, going))
 
     def _destroy(self, line: Any, book: Book[T], reason: str, item: T) -> None:
         try:
@@ -656,6 +647,10 @@ class ConnectionPool(Pool[T]):
         longest = idle.pop if self.order_as_stack else idle.popleft
         self._let_go(reason, *[longest() for _ in range(min(count, len(idle)))])
 
+    def _drop_all_idle(self, reason: str) -> None:
+        idle, self._line.idle = self._line.idle, deque()
+        self._let_go(reason, *idle)
+
     def _retire_expired(self, now: float) -> None:
         """Let go of the idle items that are too old; may switch if `destroy` does."""
         line, book = self._line, self._book
@@ -672,6 +667,27 @@ class ConnectionPool(Pool[T]):
             line.idle.clear()
             line.idle.extend(kept)
             self._let_all_go(expired)
+
+    def _outdate(self, spread: float) -> None:
+        """Have all items made before now go within *spread* seconds.  Never switches."""
+        _require_not_negative(spread=spread)
+        self._belong_here()
+        book = self._book
+        book.life.recycle(book.items.values(), monotonic(), spread, random)
+        if spread or self.min_size:
+            self._sweeper().wake()
+
+    def _refuse_all(self) -> None:
+        """Be closed, for those in line and for all who come.  Never switches."""
+        line, book = self._line, self._book
+        self._belong_here()
+        if not self.closed:
+            self._tell("closed")
+        line.refusal = lambda: PoolClosed(f"{self!r} is closed")
+        line.wake()
+        book.filled.set()
+        if book.sweeper is not None:
+            book.sweeper.wake()
 
     # Watching.
 
@@ -784,13 +800,13 @@ class ConnectionPool(Pool[T]):
     def _start_anew_after_fork(self) -> None:
         """Be empty, in a child; what is under way here acts on the parent's line and book."""
         line, book = self._line, self._book
-        held = [entry.find() for entry in book.items.values()]
-        items = [item for item in (*held, *book.going.values()) if item is not None]
-        _fork.abandon(items, [fileno for item in items for fileno in self._filenos(item)])
         self._line, self._book = line.anew(), book.anew()
         if book.creator is not None:
             self._book.creator = book.creator.anew(self)
             self._line.maker = self._book.creator.look
+        held = [entry.find() for entry in book.items.values()]
+        items = [item for item in (*held, *book.going.values()) if item is not None]
+        _fork.abandon(items, [fileno for item in items for fileno in self._filenos(item)])
 
     def _filenos(self, item: T) -> Iterable[int]:
         """For adapters: the file descriptors of *item*, to be cut off in a child."""
@@ -874,11 +890,6 @@ def _require_not_negative(**settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and not value >= 0:
             raise ValueError(f"{name} is {value!r} but must be at least 0, or None")
-
-
-def _each_aside(acts: list[Callable[[], None]]) -> None:
-    for act in acts:
-        aside(act)
 
 
 def _call_listener(heard: Callable[..., object], *about: object) -> None:

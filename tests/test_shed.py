@@ -329,7 +329,6 @@ ALL_TURNED_AWAY = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="_serve does not tell shed that nobody is left in line")
 @given(EVENTS)
 @example(ALL_TURNED_AWAY)
 def test_a_pool_of_one_equals_db_connection(events):
@@ -450,7 +449,6 @@ def test_a_slow_pool_is_fast_again_after_a_quiet_time(clock):
     assert line.log[-2:] == [("served", 30), ("served", 31)]
 
 
-@pytest.mark.xfail(strict=True, reason="_serve does not tell shed that nobody is left in line")
 def test_after_all_in_line_were_turned_away_the_quiet_counts(clock):
     """The item nobody was left for ends the slowness, as an item nobody wanted does."""
     line = overloaded(clock)
