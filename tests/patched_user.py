@@ -58,7 +58,7 @@ def interrupt(act):
 
 
 def http(port):
-    with HttpPool(max_size=3, timeout=30 if sys.argv[1] == "patched" else 0.1) as pool:
+    with HttpPool(max_size=3, timeout=30 if sys.argv[1] == "patched" else 0.5) as pool:
         yield "http crowd", crowd(lambda tag: ask(pool, port, tag=tag, delay=0.005))
         yield "http pool", repr(pool)
         yield "http interrupted", interrupt(lambda: ask(pool, port, tag="theirs", silent=1))
@@ -70,13 +70,14 @@ def http(port):
 
 
 def redis_(port):
-    options = {} if sys.argv[1] == "patched" else {"socket_timeout": 0.1}
+    options = {} if sys.argv[1] == "patched" else {"socket_timeout": 0.5}
     with RedisPool(port=port, max_size=3, decode_responses=True, **options) as pool:
 
         def echo(tag):
             with pool.item() as client:
                 client.execute_command("SELECT", 3)
-                client.blpop("nothing", timeout=0.01)
+                if sys.argv[1] == "patched":  # else all wait for it
+                    client.blpop("nothing", timeout=0.01)
                 return client.echo(tag)
 
         yield "redis crowd", crowd(echo)

@@ -19,6 +19,7 @@ from gevent import Timeout
 from gpools import HttpPool, RedisPool
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REPLY, REQUEST, hang, hung_up
+from tests.servers import RedisServer
 from tests.waiting import settle, spawn, until
 
 pytestmark = pytest.mark.usefixtures("cooperative")
@@ -164,16 +165,18 @@ def subscription(client, tag):
 
 
 def redis_ask(client, tag):
-    client.set(tag, tag)
-    return client.get(tag)
+    return client.echo(tag)
 
 
 def redis_pool(proxy, **options):
     return RedisPool(host=proxy.host, port=proxy.port, max_size=1, decode_responses=True, **options)
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
-@pytest.mark.parametrize("exchange", [get, transaction, pipeline, watching, blocking, subscription])
+@pytest.mark.parametrize(
+    ("exchange", "protocol"),
+    [(get, 2), (get, 3), (subscription, 2), (subscription, 3)]
+    + [(exchange, 3) for exchange in (transaction, pipeline, watching, blocking)],
+)
 @both_ways
 @every_ending
 def test_no_redis_reply_reaches_another(redis_server, proxy_to, ending, stream, exchange, protocol):
@@ -193,7 +196,7 @@ def test_no_redis_reply_reaches_another(redis_server, proxy_to, ending, stream, 
 def test_a_redis_handshake_interrupted_costs_no_slot(
     start_server, proxy_to, ending, stream, protocol
 ):
-    server = start_server_once(start_server)
+    server = start_server(RedisServer, password="secret")
     proxy = proxy_to(server)
     with redis_pool(
         proxy, protocol=protocol, password="secret", db=1, client_name="handshake"
@@ -210,10 +213,32 @@ def test_a_redis_handshake_interrupted_costs_no_slot(
         whole(pool, proxy)
 
 
-def start_server_once(start_server):
-    from tests.servers import RedisServer
+@both_ways
+@pytest.mark.parametrize("ending", ["goes on", "leaves"])
+def test_no_half_made_redis_connection_is_used(start_server, proxy_to, ending, stream):
+    """Interrupted as it connected anew inside a block, it must not go on without its database."""
+    server = start_server(RedisServer, password="secret")
+    proxy = proxy_to(server)
+    with redis_pool(proxy, password="secret", db=1) as pool:
 
-    return start_server(RedisServer, password="secret")
+        def reconnect(client, tag):
+            client.connection_pool.disconnect()
+            client.get("theirs")
+
+        def ask(client, tag):
+            assert int(client.client_info()["db"]) == 1
+            return redis_ask(client, tag)
+
+        ordeal = Ordeal(pool, proxy, reconnect, ask)
+        pool.put(pool.get())
+        length = len(getattr(proxy.links[0], stream))
+        for k in range(length + 1):
+            proxy.script = []
+            pool.put(pool.get())
+            proxy.script = [hang(k, stream)]
+            ordeal.interrupt(f"{ending} at byte {k} of the {stream} of the handshake", ending)
+        assert ordeal.foreign == []
+        whole(pool, proxy)
 
 
 # HTTP

@@ -327,16 +327,17 @@ def test_an_error_in_a_streamed_body_poisons_nobody(http_server, http_pool, caug
 
 
 def test_a_body_from_a_socket_of_the_programs_own_stays_open(http_server, http_pool):
+    """Its frame is among those that the Timeout comes through, whatever its name."""
     pool = http_pool()
     one, two = gevent.socket.socketpair()
 
-    def chunks(source):
+    def connect(source):
         yield source.recv(10)
         yield source.recv(10)
 
     two.sendall(b"first")
     with pytest.raises(Timeout), Timeout(0.02):
-        pool.request(url(http_server), "POST", chunks(one), {"Content-Length": "30"})
+        pool.request(url(http_server), "POST", connect(one), {"Content-Length": "30"})
     two.sendall(b"second")
     assert one.recv(10) == b"second"
     one.close()
@@ -360,6 +361,60 @@ def test_an_answer_half_read_by_hand_poisons_nobody(http_server, http_pool):
         connection.putrequest("GET", "/?tag=foreign")
     assert ask(pool, http_server, tag="mine")[1]["tag"] == "mine"
     whole(pool, http_server)
+
+
+def test_an_answer_read_but_not_to_its_end_costs_no_second_request(http_server, http_pool):
+    """All of it had come, so the socket was quiet; httplib2 asked, found it, and asked again."""
+    pool = http_pool()
+    with pool.item() as http:
+        ask(http, http_server)
+        (connection,) = http.connections.values()
+        connection.request("GET", "/?tag=foreign")
+        response = connection.getresponse()
+        response.read(3)
+    assert ask(pool, http_server, "POST", "x", tag="mine")[1]["tag"] == "mine"
+    response.close()
+    assert http_server.stats()["requests"] == 3
+
+
+def test_a_connection_that_is_dirty_as_it_comes_back_is_not_kept(http_server, http_pool, proxy_to):
+    """Whatever check_after says: that is about what happens to idle ones."""
+    proxy = proxy_to(http_server)
+    pool = http_pool(check_after=None)
+    with pool.item() as http:
+        ask(http, proxy)
+        (connection,) = http.connections.values()
+        proxy.links[0].client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        until(lambda: readable(connection.sock))
+    assert ask(pool, proxy, tag="mine")[1]["tag"] == "mine"
+
+
+def test_a_connection_that_the_server_closed_in_order_is_made_anew(http_server, http_pool):
+    """The same object, which has the TLS context, and that takes longest to make."""
+    pool = http_pool()
+    with pool.item() as http:
+        ask(http, http_server, close=1)
+        (connection,) = http.connections.values()
+    assert ask(pool, http_server)[0] == 200
+    with pool.item() as http:
+        assert list(http.connections.values()) == [connection]
+
+
+def test_the_check_is_made_when_it_is_due(http_server, http_pool):
+    class Counting(HttpPool):
+        checks = 0
+
+        def check(self, item):
+            self.checks += 1
+            return super().check(item)
+
+    found = []
+    for check_after in (None, 3600, 0):
+        pool = http_pool(Counting, check_after=check_after)
+        for _ in range(4):
+            ask(pool, http_server)
+        found.append(pool.checks)
+    assert found == [0, 0, 3]
 
 
 @pytest.mark.parametrize("caught", [True, False])
@@ -497,22 +552,46 @@ def test_changed_settings_do_not_reach_the_next_user(http_server, http_pool, how
             assert ask(http, http_server, redirect="/there")[1]["path"] == "/there"
 
 
-@pytest.mark.parametrize("back", [True, False])
-def test_a_connection_made_with_other_settings_does_not_either(
-    http_server, http_pool, proxy_to, back
-):
-    """Its timeout is that of the moment in which it was made, and so is its trust."""
-    proxy = proxy_to(http_server)
+TERMS = {
+    "timeout": 1000,
+    "proxy_info": None,
+    "ca_certs": "certs.pem",
+    "disable_ssl_certificate_validation": True,
+    "tls_maximum_version": "TLSv1_2",
+    "tls_minimum_version": "TLSv1_2",
+}
+
+
+@pytest.mark.parametrize("back", ["changed back", "changed back and used", "left so"])
+@pytest.mark.parametrize("name", [*TERMS, "certificates"])
+def test_a_connection_made_with_other_settings_does_not_either(http_server, http_pool, name, back):
+    """Its timeout, proxy and trust are those of the moment in which it was made."""
     pool = http_pool()
     with pool.item() as http:
-        http.timeout = 1000
-        assert ask(http, proxy)[0] == 200
-        if back:
-            http.timeout = 30
-    with pool.item() as http:
-        assert ask(http, proxy)[0] == 200
-        (connection,) = http.connections.values()
-        assert connection.timeout == connection.sock.gettimeout() == 30
+        before = getattr(http, name)
+        if name == "certificates":
+            http.certificates = httplib2.KeyCerts()
+            http.add_certificate("key", "cert", "")
+        else:
+            setattr(http, name, TERMS[name])
+        assert ask(http, http_server)[0] == 200
+        if back != "left so":
+            setattr(http, name, before)
+        if back == "changed back and used":
+            assert ask(http, http_server)[0] == 200
+    assert connection_number(pool, http_server) == 2
+    assert connection_number(pool, http_server) == 2
+
+
+def test_what_is_given_back_is_given_back_each_time(http_server, http_pool):
+    """A client that had its own back once shared a list with what the pool remembers of it."""
+    pool = http_pool()
+    for _ in range(3):
+        with pool.item() as http:
+            assert http.credentials.credentials == http.certificates.credentials == []
+            http.follow_redirects = False
+            http.add_credentials("user", "word")
+            http.add_certificate("key", "cert", "")
 
 
 # Settings of the pool
@@ -549,6 +628,31 @@ def test_settings_of_the_pool_reach_all_clients(http_server, http_pool, check_af
     with pool.item() as http:
         assert http.credentials.credentials == []
         assert http.follow_redirects is False
+
+
+ONE_SETTING = {
+    "follow_redirects": lambda pool: setattr(pool, "follow_redirects", False),
+    "redirect_codes": lambda pool: setattr(pool, "redirect_codes", frozenset([301])),
+    "timeout": lambda pool: setattr(pool, "timeout", 5),
+    "credentials": lambda pool: pool.add_credentials("user", "word", "example.org"),
+    "certificates": lambda pool: pool.add_certificate("key", "cert", "example.org"),
+    "no credentials": lambda pool: pool.clear_credentials(),
+}
+
+
+@pytest.mark.parametrize("name", ONE_SETTING)
+def test_each_setting_of_the_pool_reaches_clients_made_before(http_pool, name):
+    pool = http_pool(max_size=2)
+    pool.add_credentials("guest", "word2")
+    idle, held = pool.get(), pool.get()
+    before = settings(idle)
+    pool.put(idle)
+    ONE_SETTING[name](pool)
+    pool.put(held)
+    items = [pool.get(), pool.get()]
+    assert settings(items[0]) == settings(items[1]) != before
+    for item in items:
+        pool.put(item)
 
 
 @pytest.mark.parametrize("check_after", [0, 3600, None])

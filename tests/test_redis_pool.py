@@ -13,7 +13,7 @@ from gevent import Timeout
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, RedisPool
+from gpools import ConnectionPool, NotInUse, PoolError, PoolFull, PoolTimeout, RedisPool
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import close, hang
 from tests.servers import RedisServer
@@ -88,7 +88,8 @@ def test_from_url(redis_server, redis_pool):
     pool = redis_pool(None, f"{redis_server.url[:-1]}3?client_name=me", socket_timeout=7)
     with pool.item() as client:
         assert isinstance(client, redis.Redis)
-        assert client.client_info() | {"db": 3, "name": "me"} == client.client_info()
+        info = client.client_info()
+        assert (int(info["db"]), info["name"]) == (3, "me")
         assert client.connection_pool.connection.socket_timeout == 7
         assert client.set("a", "b")
         assert client.get("a") == "b"
@@ -97,7 +98,7 @@ def test_from_url(redis_server, redis_pool):
 def test_from_keywords(locked_server, redis_pool):
     pool = redis_pool(locked_server, password=WORD, db=2, decode_responses=False)
     with pool.item() as client:
-        assert client.client_info()["db"] == "2" or client.client_info()["db"] == 2
+        assert int(client.client_info()["db"]) == 2
         client.set("a", "b")
         assert client.get("a") == b"b"
 
@@ -181,6 +182,43 @@ def test_options_that_make_no_sense_are_refused_at_once(option, url):
         RedisPool(url, **option)
     word = "caching" if "cache_config" in option else next(iter(option))
     assert word in str(caught.value)
+
+
+def test_what_the_core_takes_is_passed_on(redis_server, redis_pool):
+    pool = redis_pool(
+        redis_server,
+        min_size=2,
+        max_size=2,
+        order_as_stack=True,
+        name="main",
+        timeout=0.01,
+        max_waiting=1,
+    )
+    assert repr(pool) == "<RedisPool 'main' 2 idle, 0 in use, 0 waiting, max 2>"
+    one, two = pool.get(), pool.get()
+    waiter = spawn(pool.get)
+    gevent.sleep(0)
+    with pytest.raises(PoolFull):
+        pool.get()
+    with pytest.raises(PoolTimeout, match=r"0\.01 s"):
+        waiter.get(timeout=5)
+    pool.put(one)
+    pool.put(two)
+    with pool.item() as client:
+        assert client is two
+
+
+def test_nobody_is_asked_for_notices(redis_server, redis_pool, proxy_to):
+    """One that comes while a client is idle would look like a stray reply."""
+    proxy = proxy_to(redis_server)
+    number(redis_pool(proxy, protocol=3))
+    number(
+        redis_pool(
+            create=lambda: redis.Redis(host=proxy.host, port=proxy.port, decode_responses=True)
+        )
+    )
+    assert len(proxy.links) == 2
+    assert [link for link in proxy.links if b"MAINT_NOTIFICATIONS" in link.request] == []
 
 
 def test_nonsense_urls_are_refused_at_once():
@@ -372,6 +410,10 @@ LEFT = {
     ),
     "RESET": command("RESET"),
     "READONLY": refused("READONLY"),
+    "a monitor that is not entered": left_open(lambda client: client.monitor()),
+    "a reply that was never to be read": lambda client, kept: (
+        client.connection_pool.connection.send_command("ECHO", "foreign")
+    ),
     "an unread reply": unread("ECHO", "foreign"),
     "an unread error": unread("NONSENSE"),
 }
@@ -398,6 +440,26 @@ def test_the_next_user_gets_a_clean_connection(redis_server, redis_pool, left, p
         assert redis_server.call("GET", "k") == "v"
     whole(pool, redis_server)
     redis_server.call("ACL", "DELUSER", "guest")
+
+
+def test_a_connection_that_is_owed_a_reply_is_not_kept(redis_server, redis_pool):
+    """Whatever check_after says: that is about what happens to idle ones."""
+    pool = redis_pool(redis_server, check_after=None)
+    with pool.item() as client:
+        client.connection_pool.connection.send_command("ECHO", "foreign")
+    with pool.item() as client:
+        assert client.echo("mine") == "mine"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_reset_does_not_leave_the_next_user_unknown(locked_server, redis_pool, protocol):
+    pool = redis_pool(locked_server, password=WORD, protocol=protocol, db=1)
+    with pool.item() as client:
+        client.execute_command("RESET")
+    with pool.item() as client:
+        client.hset("h", "a", "b")
+        assert client.hgetall("h") == {"a": "b"}
+        assert int(client.client_info()["db"]) == 1
 
 
 def transaction_by_hand(end):
@@ -438,6 +500,15 @@ def test_a_clean_connection_is_kept(redis_server, redis_pool, what):
         KEPT[what](client)
     assert number(pool) == first
     assert redis_server.stats()["accepted"] == 1
+
+
+def test_a_connection_made_anew_has_nothing_left_on_it(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        client.select(5)
+        client.connection_pool.disconnect()
+        second = client.client_id()
+    assert number(pool) == second
 
 
 def wrong_type(client):
@@ -749,6 +820,16 @@ def test_the_check_never_switches(redis_server, redis_pool, protocol):
     assert count() == 0
 
 
+def test_the_check_does_not_reconnect(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        client.connection_pool.disconnect()
+    with switches() as count:
+        assert not pool.check(client)
+    assert count() == 0
+    assert redis_server.stats()["accepted"] == 1
+
+
 @pytest.mark.usefixtures("high_fds")
 def test_file_descriptors_beyond_1024(redis_server, redis_pool):
     pool = redis_pool(redis_server)
@@ -783,6 +864,39 @@ def test_refused_connections_come_out_as_they_are(redis_server, redis_pool, prox
     assert pool.current_size == 0
     proxy.listen()
     assert number(pool)
+
+
+def test_a_handshake_of_ones_own_that_fails_leaves_no_half_made_connection(
+    redis_server, redis_pool
+):
+    failing = False
+
+    def shake_hands(connection):
+        if failing:
+            raise ValueError("no")
+        connection.on_connect()
+
+    pool = redis_pool(redis_server, db=1, redis_connect_func=shake_hands)
+    with pool.item() as client:
+        client.connection_pool.disconnect()
+        failing = True
+        with pytest.raises(ValueError, match="no"):
+            client.ping()
+        failing = False
+        assert int(client.client_info()["db"]) == 1
+
+
+def test_a_client_that_could_not_reconnect_tries_again(redis_server, redis_pool, proxy_to):
+    proxy = proxy_to(redis_server)
+    with redis_pool(proxy).item() as client:
+        proxy.refuse()
+        proxy.close_all()
+        for _ in range(3):
+            with pytest.raises(redis.ConnectionError) as caught:
+                client.ping()
+            assert "one connection" not in str(caught.value)
+        proxy.listen()
+        assert client.ping()
 
 
 def test_a_database_that_does_not_exist_comes_out_as_it_is(redis_server, redis_pool):
