@@ -16,6 +16,13 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("[a-z]*.py"))}
 
 PRINTS = {
+    "ages": """\
+        at the start: 1 idle, 1 made, {}
+        after a spike: 5 idle, 5 made, {}
+        a while later: 1 idle, 5 made, {'max_idle': 4}
+        after recycle(): 1 idle, 6 made, {'max_idle': 4, 'recycled': 1}
+        connection 6
+    """,
     "custom_client": """\
         create
         ONE
@@ -52,12 +59,30 @@ PRINTS = {
         this is /two
         <HttpPool 1 idle, 0 in use, 0 waiting, max 1>
     """,
+    "keyed_pool": """\
+        connect to db1
+        ask db1
+        connect to db2
+        ask db2
+        ask db1
+        leave db2
+        connect to db3
+        ask db3
+        ['db1', 'db3'] <KeyedPool 2 keys, 2 idle, 0 in use, 0 waiting, max 2>
+        leave db1
+        leave db3
+    """,
     "lambda_style": """\
         connecting to db1, timeout 5 s
         connecting to db1, timeout 5 s
         <Pool 0 idle, 2 in use, 4 waiting, max 2>
         [0, 1, 4, 9, 16, 25]
         <Pool 2 idle, 0 in use, 0 waiting, max 2>
+    """,
+    "outage": """\
+        ConnectionRefusedError
+        {'refused at once'} 1 try
+        served by the server
     """,
     "partial_style": """\
         the server accepts a connection
