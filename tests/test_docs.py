@@ -152,10 +152,10 @@ def made_by_users(value):
 
 
 def public(owner):
-    fields = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
-    return dict.fromkeys(fields) | {
-        name: value for name, value in vars(owner).items() if not name.startswith("_")
-    }
+    names = {name: value for name, value in vars(owner).items() if not name.startswith("_")}
+    if dataclasses.is_dataclass(owner):
+        names |= {field.name: None for field in dataclasses.fields(owner)}
+    return names
 
 
 def test_api_page_has_every_name_with_its_signature():
