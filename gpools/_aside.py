@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gevent import get_hub, getcurrent
 from greenlet import greenlet
@@ -28,3 +28,9 @@ def aside(act: Callable[[], None]) -> None:
         back.stop()
         if not other.dead:
             other.parent = hub
+
+
+def each_aside(acts: Iterable[Callable[[], None]]) -> None:
+    """Run each of *acts* aside, so that a slow one does not delay the next."""
+    for act in acts:
+        aside(act)

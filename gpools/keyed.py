@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from gevent import get_hub
 
+from gpools._aside import aside, each_aside
 from gpools._holders import Hold
 from gpools._line import Line
 from gpools.connection import ConnectionPool
@@ -91,8 +94,11 @@ class KeyedPool(Generic[K, T]):
 
     def recycle(self, spread: float = 0.0) -> None:
         """Retire all items made before now; `ConnectionPool.recycle` for each key."""
-        for pool in self.pools().values():
-            pool.recycle(spread)
+        pools = self.pools().values()
+        for pool in pools:
+            pool._outdate(spread)  # first of all, so that nobody gets one of another key
+        now = monotonic()
+        aside(partial(each_aside, [partial(pool._retire_expired, now) for pool in pools]))
 
     def close(self, timeout: float | None = None) -> list[Hold]:
         """Close all pools, one after the other; return the holds that remain.
@@ -102,7 +108,8 @@ class KeyedPool(Generic[K, T]):
         self._closed = True
         pools = self.pools().values()
         for pool in pools:
-            pool.close()  # first let all of them refuse
+            pool._refuse_all()  # first of all, so that nobody gets one of another key
+        aside(partial(each_aside, [partial(pool._drop_all_idle, "closed") for pool in pools]))
         return [hold for pool in pools for hold in pool.close(timeout)]
 
     def __enter__(self) -> KeyedPool[K, T]:
