@@ -21,7 +21,8 @@ _LIBRARIES = tuple(
 class Hold:
     """One item in use.
 
-    *greenlet* is None if the greenlet that took it has ended and was collected.
+    *item* is None if it was collected, *greenlet* if the greenlet that took it
+    has ended and was collected.
     """
 
     item: object

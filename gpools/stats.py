@@ -26,8 +26,8 @@ class Stats:
     ``closed``, ``max_age``, ``max_idle``, ``unused``, ``recycled``,
     ``collected``, ``displaced`` (for another key), ``refused`` (fresh from
     `create`).  The seconds are sums since the pool was made: spent in line by
-    those who were served or gave up, in `create`, and, where *count_holds* was
-    asked for, between get and put.
+    those who were served, gave up or were turned away, in `create` where it
+    succeeded, and, where *count_holds* was asked for, between get and put.
     """
 
     size: int
