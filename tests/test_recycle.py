@@ -95,7 +95,6 @@ def test_an_item_that_was_being_made_in_the_background_is_not_handed_out():
     assert gone(pool) == {"recycled": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="nobody looks at its age again after the check")
 def test_an_item_that_was_being_checked_is_not_handed_out(clock):
     opening = Opening()
     gate = Gate(check=(opening, ok))
