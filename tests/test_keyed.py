@@ -384,6 +384,57 @@ def test_no_more_idle_items_make_way_than_are_waited_for():
     assert gate.peak == 4
 
 
+def test_what_is_on_its_way_out_counts_for_the_next_who_waits():
+    gate = Gate(destroy=(slow,))
+    pools = Keyed(gate, 4)
+    put_all(pools, holding(pools, *"aabb"))
+    waiters = []
+    for key in "cd":
+        waiters.append(spawn(pools.get, key))
+        gevent.sleep(0)
+        gevent.sleep(0)
+    gevent.joinall(waiters, timeout=1)
+
+    assert gate.destroyed == 2
+
+
+def test_an_item_stays_when_another_key_has_what_it_waits_for_already():
+    """Both came back in one turn of the hub, each for a line of its own or none."""
+    gate = Gate()
+    pools = Keyed(gate, 2)
+    held = holding(pools, "a", "b")
+    served, _waiters = served_in_turn(pools, "a")
+    put_all(pools, held)
+    settle()
+
+    assert served == ["a"]
+    assert gate.destroyed == 0
+
+
+def test_an_item_stays_with_its_line_when_the_other_key_has_one_too():
+    """Only who has nothing at all may take from a line; else two busy keys take turns."""
+    gate = Gate()
+    pools = Keyed(gate, 2)
+    held = holding(pools, "a", "b")
+    served, _waiters = served_in_turn(pools, "b", "a")
+    pools.put(*held[0])
+    settle()
+
+    assert served == ["a"]
+    assert gate.destroyed == 0
+
+
+def test_what_make_pool_has_made_beyond_the_limit_goes_as_it_comes_back():
+    gate = Gate()
+    pools = KeyedPool(lambda key: ConnectionPool(min_size=3, max_size=3, **gate.verbs), 2)
+    items = [pools.get("a") for _ in range(3)]
+    assert pools.size == 3
+    for item in items:
+        pools.put("a", item)
+
+    assert pools.size == gate.live == 2
+
+
 def test_idle_items_stay_while_the_limit_is_not_reached():
     gate = Gate()
     pools = Keyed(gate, 4)
@@ -609,6 +660,29 @@ def test_one_key_whose_server_is_down_blocks_no_other(max_creating):
     until(lambda: pools.size == gate.live)
 
 
+def test_a_key_that_waits_for_its_next_try_blocks_no_other(monkeypatch):
+    """Its first in line has waited longest and is next for a slot, but cannot use one."""
+    monkeypatch.setattr("gpools._creator.FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr("gpools._creator.LONGEST_PAUSE", 1000.0)
+    failures = []
+    keys = {"down": lambda: failures and error()}
+    gate = Gate()
+    pools = Keyed(gate, 3, keys=keys, max_creating=1)
+    held = pools.get("down", timeout=1)
+    failures.append(1)
+    with pytest.raises(OSError, match="said no"):
+        pools.get("down", timeout=1)
+    waiter = spawn(pools.get, "down")
+    settle()
+
+    put_all(pools, holding(pools, "a", "b"))
+    assert gate.created == 3
+    pools.get("a")
+    assert gate.destroyed == 0
+    pools.put("down", held)
+    assert waiter.get(timeout=1) is held
+
+
 def test_a_create_that_hangs_in_the_background_takes_one_slot_only():
     gate = Gate()
     pools = Keyed(gate, 2, keys={"hangs": never}, max_creating=5, create_timeout=0.05)
@@ -665,34 +739,34 @@ def test_a_make_pool_that_switches_makes_one_pool_for_all():
     until(lambda: gate.live == pools.size == 5)
 
 
-def test_whoever_was_slower_to_make_a_pool_keeps_it_from_being_forgotten():
-    """While its own was closed the other ended, was forgotten, and a third one was made."""
-    gate = Gate(destroy=(slow,))
-    turns = [gevent.event.Event(), gevent.event.Event()]
-    pending = iter(turns)
+def test_whoever_was_slower_to_make_a_pool_keeps_the_other_from_being_forgotten():
+    """While its own was closed, the only item of the other was discarded."""
+    fast, slower = Gate(), Gate(destroy=(lambda: pools.discard("a", first.value),))
+    gates = [slower, fast, fast]
+    turn = gevent.event.Event()
     made = []
 
     def make_pool(key):
-        turn = next(pending, None)
-        if turn is not None:
+        gate = gates[len(made)]
+        pool = ConnectionPool(min_size=int(gate is slower), max_size=1, **gate.verbs)
+        made.append(pool)
+        if gate is slower:
             turn.wait()
-        made.append(ConnectionPool(min_size=int(turn is turns[1]), max_size=1, **gate.verbs))
-        return made[-1]
+        return pool
 
     pools = KeyedPool(make_pool, 3)
-
-    def use_up():
-        pools.discard("a", pools.get("a"))
-
-    first, second = spawn(use_up), spawn(pools.get, "a")
+    second = spawn(pools.get, "a")
     settle()
-    turns[0].set()
-    turns[1].set()
-    first.get(timeout=1)
-    second.get(timeout=1)
+    first = spawn(pools.get, "a")
+    settle()
+    turn.set()
+    item = second.get(timeout=1)
 
+    assert list(pools.pools().values()) == [made[1]]
     assert len(made) == 2
-    assert list(pools.pools().values()) == made[:1]
+    pools.put("a", item)
+    assert pools.size == fast.live == 1
+    assert slower.live == 0
 
 
 def test_a_make_pool_that_is_killed_leaves_nothing():
@@ -722,6 +796,7 @@ def test_close_refuses_all_and_destroys_what_is_idle():
     for key in ("a", "b", "new"):
         with pytest.raises(PoolClosed):
             pools.get(key)
+    assert "new" not in pools.made
     pools.put(*held)
     assert held[1].destroyed
     assert pools.pools() == {}
