@@ -15,7 +15,7 @@ from greenlet import greenlet
 from gpools import ConnectionPool, Pool, PoolClosed, PoolTimeout
 from tests.hostile import Gate, error, full_check, killed, never, ok, slow, stale, timed_out
 from tests.waiting import settle, spawn, until
-from tests.watching import both, invariants_hold, make  # noqa: F401
+from tests.watching import all_gone, both, invariants_hold, make  # noqa: F401
 
 
 def in_the_hub(*acts):
@@ -529,11 +529,6 @@ scenes = pytest.mark.parametrize(
 )
 
 
-def all_gone(pool):
-    """Whether nothing is being destroyed any more."""
-    return not (isinstance(pool, ConnectionPool) and pool._book.going)
-
-
 def play(kind, setting, interrupted, others):
     """Have the scene's greenlet interrupted; return it, the others and the pool."""
     scene = Scene()
@@ -876,7 +871,7 @@ def test_leaving_the_block(kind, way_out, second_kill):
         assert gate.destroyed == (way_out is not None or second_kill)
     else:
         assert gate.created == 1
-    gevent.sleep(0.01)
+    until(lambda: all_gone(pool))
     full_check(pool, gate)
 
 
@@ -899,7 +894,7 @@ def test_get_by_hand_with_put_in_finally_survives_ten_kills(kind):
         gevent.sleep(0.001)
     gevent.joinall(workers, timeout=5)
     assert all(worker.ready() for worker in workers)
-    gevent.sleep(0.02)
+    until(lambda: all_gone(pool))
     full_check(pool, gate)
 
 

@@ -7,7 +7,8 @@ from gevent.event import Event
 
 from gpools import ConnectionPool, NotInUse, Pool, PoolError
 from tests.hostile import Gate, error, full_check, killed, never, ok, settle, slow, spawn, timed_out
-from tests.watching import both, invariants_hold, make  # noqa: F401
+from tests.waiting import until
+from tests.watching import all_gone, both, invariants_hold, make  # noqa: F401
 
 
 def state(pool):
@@ -386,7 +387,7 @@ def test_20_greenlets_discard_and_put_one_item_and_it_is_destroyed_once(destroy)
     gevent.joinall(greenlets, timeout=5)
     assert sum(greenlet.successful() for greenlet in greenlets) == 1
     assert all(isinstance(g.exception, (NotInUse, type(None))) for g in greenlets)
-    gevent.sleep(0.01)
+    until(lambda: all_gone(pool))
     assert gate.calls["destroy"] == gate.destroyed == 1
     assert gate.double_destroys == []
     pool.put(other)

@@ -9,7 +9,8 @@ from gevent.event import Event
 
 from gpools import ConnectionPool, NotInUse, Pool, TokenPool
 from tests.hostile import Gate, error, full_check, ok, settle, slow, spawn, stale
-from tests.watching import both, invariants_hold, make  # noqa: F401
+from tests.waiting import until
+from tests.watching import all_gone, both, invariants_hold, make  # noqa: F401
 
 
 @both
@@ -48,7 +49,7 @@ def test_limit_holds_while_creates_fail_and_greenlets_are_killed(kind, seed):
         choose.choice(workers).kill(block=False)
         gevent.sleep(0.0005)
     assert gate.peak == 3
-    gevent.sleep(0.01)
+    until(lambda: all_gone(pool))
     full_check(pool, gate)
 
 
@@ -88,7 +89,7 @@ def test_limit_holds_while_dead_items_are_replaced(verb):
     assert all(worker.successful() for worker in workers)
     assert gate.peak == 3
     assert gate.destroyed > 5
-    gevent.sleep(0.01)
+    until(lambda: all_gone(pool))
     full_check(pool, gate)
 
 

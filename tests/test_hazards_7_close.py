@@ -11,7 +11,7 @@ from gevent.event import Event
 from gpools import ConnectionPool, HubWouldBlock, Pool, PoolClosed, PoolTimeout
 from tests.hostile import Gate, error, full_check, never, ok, settle, slow, spawn, stale
 from tests.waiting import until
-from tests.watching import both, invariants_hold, make  # noqa: F401
+from tests.watching import all_gone, both, invariants_hold, make  # noqa: F401
 
 
 def take(pool, size=None):
@@ -174,7 +174,7 @@ def test_creation_in_flight_at_close_has_its_item_destroyed(destroy):
     go.set()
     getter.join(5)
     assert isinstance(getter.exception, PoolClosed)
-    gevent.sleep(0.01)
+    until(lambda: all_gone(pool))
     assert gate.created == gate.destroyed == 1
     assert pool.current_size == 0
 
@@ -306,9 +306,9 @@ def test_close_from_a_hook(verb, timeout):
         liver = spawn(life)
         liver.join(5)
         assert isinstance(liver.exception, PoolClosed)
-    gevent.sleep(0.02)
+    until(lambda: pool.current_size == 0)
     assert pool.closed
-    assert pool.current_size == gate.live == 0
+    assert gate.live == 0
     assert gate.double_destroys == []
 
 
@@ -327,8 +327,7 @@ def test_close_from_the_hub(destroy, waiters):
     assert all(isinstance(waiter.exception, PoolClosed) for waiter in waiting)
     for item in items:
         pool.put(item)
-    gevent.sleep(0.02)
-    assert gate.live == pool.current_size == 0
+    until(lambda: gate.live == pool.current_size == 0)
 
 
 def test_close_from_the_hub_that_would_have_to_wait_says_so_and_closes():
@@ -557,7 +556,7 @@ def test_grow_and_shrink_1000_times_at_random_is_exact(kind, seed):
     assert all(worker.successful() for worker in workers)
     pool.resize(3)
     if kind is ConnectionPool:
-        until(lambda: pool.current_size <= 3 and not pool.stats().destroying)
+        until(lambda: pool.current_size <= 3 and all_gone(pool))
     else:  # its idle surplus goes as it is put back
         for item in take(pool, len(pool.free_items)):
             pool.put(item)

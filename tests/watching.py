@@ -22,7 +22,7 @@ from gpools.lifecycle import State
 from tests.hostile import Gate
 from tests.waiting import settle
 
-__all__ = ["both", "counting_switches", "invariants_hold", "make", "tracing"]
+__all__ = ["all_gone", "both", "counting_switches", "invariants_hold", "make", "tracing"]
 
 both = pytest.mark.parametrize("kind", [Pool, ConnectionPool])
 
@@ -32,6 +32,11 @@ def make(kind, gate, **settings):
     if issubclass(kind, ConnectionPool):
         return kind(**gate.verbs, **settings)
     return kind(create=gate.create, **settings)
+
+
+def all_gone(pool):
+    """Tell whether no item of *pool* is being destroyed any more."""
+    return not (isinstance(pool, ConnectionPool) and pool.stats().destroying)
 
 
 @contextmanager
