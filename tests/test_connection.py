@@ -772,6 +772,7 @@ def test_timeout_error_is_a_diagnosis(gate):
     ), caught.value
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.__cause__ is None
+    assert [hold.greenlet for hold in caught.value.holders] == [*workers, gevent.getcurrent()]
     gevent.killall(workers + waiters)
     pool.put(mine)
     full_check(pool, gate)

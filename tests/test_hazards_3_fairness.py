@@ -10,7 +10,8 @@ from gevent.event import Event
 from gevent.exceptions import LoopExit
 
 from gpools import ConnectionPool, Pool, PoolTimeout
-from tests.hostile import Gate, full_check, ok, settle, slow, spawn
+from tests.hostile import Gate, full_check, never, ok, settle, slow, spawn
+from tests.waiting import until
 from tests.watching import both, counting_switches, invariants_hold, make  # noqa: F401
 
 
@@ -179,6 +180,48 @@ def test_two_greenlets_whose_idle_items_were_dead_keep_their_order():
     ends[1].set()
     gevent.joinall(waiters, timeout=5)
     assert served == ["a", "b"]
+
+
+def test_newcomer_takes_nothing_while_one_whose_item_was_dead_lets_it_go():
+    """That takes a turn of the hub, in which the newcomer finds a sound item idle."""
+    gate = Gate(check=(lambda: False, ok), destroy=(slow,))
+    pool = make(ConnectionPool, gate, max_size=2)
+    for item in take(pool):
+        pool.put(item)
+    del item
+    gevent.sleep(0.001)
+    served = []
+
+    def wait(name):
+        item = pool.get()
+        served.append((name, item.number))
+        return item
+
+    waiters = [spawn(wait, name) for name in "ab"]
+    gevent.joinall(waiters, timeout=5)
+    assert served == [("a", 2), ("b", 3)]
+
+
+def test_one_whose_item_was_dead_goes_before_those_who_came_during_its_check():
+    gate = Gate(check=(lambda: slow() or False, ok), destroy=(never,))
+    pool = make(ConnectionPool, gate, max_size=2)
+    held, idle = take(pool)
+    pool.put(idle)
+    gevent.sleep(0.001)
+    served = []
+
+    def wait(name):
+        item = pool.get()
+        served.append((name, item))
+
+    waiters = [spawn(wait, name) for name in "abc"]
+    gevent.sleep(0)
+    assert pool.waiting() == 2, "b and c came while the item was checked"
+    until(lambda: pool.waiting() == 3)
+    pool.put(held)
+    settle()
+    assert served == [("a", held)]
+    gevent.killall(waiters)
 
 
 # Cost

@@ -173,7 +173,8 @@ def test_each_one_served_has_a_turn_of_the_hub_to_itself(line):
     served = []
     waiters_in(line, 3, served)
     line.idle.extend("abc")
-    line.wake()
+    for _ in range(3):
+        line.wake()
     other = []
     gevent.get_hub().loop.run_callback(lambda: other.append(len(served)))
     settle()
