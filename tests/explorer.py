@@ -67,7 +67,7 @@ __all__ = ["CutOff", "Result", "Scenario", "World", "explore", "replay", "sample
 TICK = 1e-6  # seconds between two looks at the clock
 
 # Who looks at the clock, and who rolls dice.
-CLOCKED = ("_creator", "_line", "_sweeper", "connection")
+CLOCKED = ("_creator", "_line", "_sweeper", "connection", "keyed")
 CHANCED = ("_creator", "connection")
 
 
@@ -492,7 +492,7 @@ class World:
         self._took()
         epoch = self.epoch
         self.creating += 1
-        if self.exist() > self.most > 0:
+        if self.most and self.exist() > self.most:  # else the pool is being made
             self.fail(f"creates an item too many: {self.books()}")
         try:
             none = self._behave("create", None) is None
@@ -576,11 +576,18 @@ class World:
             return len(self.pool._line.idle) + self.held + self.creating
         return self.created - self.destroyed - self.dropped + self.creating
 
+    @property
+    def closed(self):
+        return self.pool._closed if self.keyed else not self.plain and self.pool.closed
+
     def pools(self):
         """Return the connection pools that there are."""
         if self.plain:
             return []
         return list(self.pool.pools().values()) if self.keyed else [self.pool]
+
+    def _size(self):
+        return sum(pool.current_size for pool in self.pools())
 
     def books(self):
         return (
@@ -632,7 +639,7 @@ class World:
         actor = self.by_greenlet.get(getcurrent())
         if item is None or item.gone or item.holder or item.verb or item.spoiled:
             self.fail(f"got {item}: {item and self._state(item)}")
-        if getattr(self.pool, "closed", False):
+        if self.closed:
             self.fail(f"got {item} from a closed pool")
         if item is not None and item.epoch < self.epoch:
             self.fail(f"got {item} from before a recycle")
@@ -659,18 +666,17 @@ class World:
             if line.waiters:
                 self._check_line(line)
             return
-        size = 0
         for pool in self.pools():
             line = pool._line
-            size += line.size
             for item in line.idle:
                 if item.holder or item.verb or item.gone or item.spoiled:
                     self.fail(f"{item} is idle, and yet: {self._state(item)}")
-                if item.epoch < self.epoch:
+                if item.epoch < self.epoch and not self.keyed:
                     self.fail(f"{item} is idle, and from before a recycle")
             if line.waiters:
                 self._check_line(line)
                 self._check_creator(pool)
+        size = self._size()
         if exist > size or exist > self.most:
             self.fail(f"the size is wrong (invariant 1): {self.books()}")
         if self.keyed and not size == self.pool.size <= self.most:
@@ -679,7 +685,7 @@ class World:
     def _check_line(self, line):
         first = next(iter(line.waiters))
         served = line.idle or line.room() or line.errors or line.refusal is not None
-        if served and not is_place(first) and not self._scheduled(line._serve):
+        if served and not is_place(first) and not self._seen_to(line):
             self.fail(f"waits while something is to be had (invariant 2): {self.books()}")
         last = None
         for greenlet in line.waiters:
@@ -700,10 +706,17 @@ class World:
         line, creator = pool._line, pool._book.creator
         if creator is None or line.refusal is not None or creator._alarm is not None:
             return
-        if is_place(next(iter(line.waiters))) or self._scheduled(line._serve):
-            return  # which is when it is seen to
+        if is_place(next(iter(line.waiters))) or self._seen_to(line):
+            return
         if creator.ready() and line.open():
             self.fail(f"somebody waits and nobody creates: {self.books()}")
+
+    def _seen_to(self, line):
+        """Tell whether the hub is about to look at *line*, or at one under the same limit."""
+        if line.budget is None:
+            return self._scheduled(line._serve)
+        looks = ("_serve", "_go_on")
+        return any(getattr(s.callback, "__name__", None) in looks for s in self.loop.queue)
 
     def _scheduled(self, callback):
         return any(scheduled.callback == callback for scheduled in self.loop.queue)
@@ -816,13 +829,13 @@ class World:
             ended = errors.PoolTimeout
         except errors.PoolClosed:
             ended = errors.PoolClosed
-            if not self.pool.closed:
+            if not self.closed:
                 self.fail(f"{actor.name} got PoolClosed from an open pool")
         except errors.PoolFull:
             ended = errors.PoolFull
         except errors.PoolUnavailable as error:
             ended = errors.PoolUnavailable
-            if self.created > self.destroyed + self.dropped:
+            if self.created > self.destroyed + self.dropped and not self.keyed:
                 self.fail(f"{actor.name} is refused, and yet: {self.books()}; {error}")
         except errors.PoolError as error:
             ended = errors.PoolError
@@ -874,7 +887,7 @@ class World:
         if self.plain:
             self._take_and_put_all(self.pool.max_size)
             return
-        closed = not self.keyed and self.pool.closed
+        closed = self.closed
         for key, size in KEYS.items() if self.keyed else {None: self.pool.max_size}.items():
             if not closed and self.failure is None:
                 self._take_and_put_all(size, *() if key is None else (key,))
@@ -895,10 +908,11 @@ class World:
         pool = self.pool.pools()[key[0]] if key else self.pool
         if pool.waiting():
             self.fail(f"somebody still stands in line: {self.books()}")
-        if not self.plain:
-            live = self.created - self.destroyed - self.dropped
-            if live != size or pool.current_size != size:
-                self.fail(f"{size} items out, and yet: {self.books()}")
+        live = self.created - self.destroyed - self.dropped
+        if self.keyed:  # other keys have items too
+            size = self.pool.size
+        if not self.plain and not live == self._size() == size:
+            self.fail(f"{size} items out, and yet: {self.books()}")
         for item in taken:
             self._let_go(item, "put")
             pool.put(item)
@@ -1078,7 +1092,9 @@ class Explorer:
         self.hub.switch()
 
     def result(self, complete, since, failure=None, choices=None):
-        result = Result(self.scenario.name, self.schedules, complete, perf_counter() - since, failure)
+        result = Result(
+            self.scenario.name, self.schedules, complete, perf_counter() - since, failure
+        )
         if failure is not None:
             result.key = choices.key
             result.trace = []

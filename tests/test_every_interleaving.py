@@ -7,6 +7,7 @@ through larger ones, at random, for about so long in all.
 
 import os
 import random
+from dataclasses import replace
 
 import gevent
 import pytest
@@ -333,6 +334,13 @@ SLOW_CHECK = {"check": ("slow",)}
 TWO_DEAD = {"check": ("ok", "refuse"), "destroy": ("slow",)}
 BROKEN = {"create": ("slow", "raise", "slow raise", "slow exit")}
 HANGS = {"create": ("slow", "never")}
+MAKE_AND_GO = {"create": ("slow",), "destroy": ("slow",)}
+KEY_FAILS = {
+    "create": ("ok", "slow raise"),
+    "check": ("ok", "refuse"),
+    "reset": ("ok", "raise"),
+    "destroy": ("slow", "raise"),
+}
 MADE_AND_KEPT = {"create": ("slow", "ok"), "destroy": ("ok", "slow")}
 
 ONE, TWO = plain(max_size=1), plain(max_size=2)
@@ -345,6 +353,11 @@ ONE_MADE = tracked(max_size=1, max_creating=1)
 TWO_MADE = tracked(max_size=2, max_creating=2)
 TWO_MADE_SINGLY = tracked(max_size=2, max_creating=1)
 ONE_MADE_IN_TIME = tracked(max_size=1, max_creating=1, create_timeout=30)
+ONE_AGES = tracked(max_size=1, max_age=50)
+TWO_IDLE = tracked(max_size=2, max_idle=50)
+ONE_STAYS = tracked(min_size=1, max_size=2, max_idle=50)
+MADE_AND_STAYS = tracked(min_size=1, max_size=2, max_age=50, max_creating=1)
+KEYS_MADE, KEYS_MADE_TWO = keyed(1, max_creating=1), keyed(2, 2, max_creating=1)
 ONE_KEPT = tracked(min_size=1, max_size=2, max_creating=1)
 
 SCENARIOS = [
@@ -367,28 +380,18 @@ SCENARIOS = [
     # connections
     Scenario("all verbs switch", ONE_TRACKED, (borrow,) * 3, SWITCH, kills=1),
     Scenario("two are killed", ONE_TRACKED, (borrow, borrow), SWITCH, kills=2),
-    Scenario("two of three are killed", ONE_TRACKED, (borrow,) * 3, SLOW_RETURN, kills=2),
     Scenario("two are timed out", ONE_TRACKED, (borrow, borrow), SWITCH, 0, 2, by_timeout=True),
     Scenario("create fails", ONE_TRACKED, (borrow,) * 3, CREATE_FAILS, 2, 1),
     Scenario("create gives None", ONE_TRACKED, (borrow,) * 3, NONE, 1, 1),
-    Scenario("check fails", ONE_TRACKED, (borrow_twice, borrow), CHECK_FAILS, 2, 1),
     Scenario("reset fails", ONE_TRACKED, (borrow,) * 3, RESET_FAILS, 1, 1),
     Scenario("destroy fails", ONE_TRACKED, (borrow, borrow), DESTROY_FAILS, 2, 1),
     Scenario("destroy is cut off", tracked(max_size=1, destroy_timeout=1), (discard,) * 2, CUT_OFF),
-    Scenario("all fail", ONE_TRACKED, (borrow, borrow), ALL_FAIL, 3, 1),
-    Scenario("all fail, two slots", TWO_TRACKED, (borrow, glance_twice), ALL_FAIL, 1, 0),
-    Scenario("dead items, two slots", TWO_TRACKED, (borrow_twice, borrow, borrow), DEAD, 2),
-    Scenario("by hand", ONE_TRACKED, (borrow_by_hand, borrow, discard), SLOW_RETURN, kills=1),
     Scenario("discards and goes on", ONE_TRACKED, (discard_and_go_on, borrow), DESTROYS, 1, 1),
     Scenario("discarded inside", ONE_TRACKED, (discard_inside, borrow), SWITCH, kills=2),
     Scenario("put back inside", ONE_TRACKED, (put_inside, borrow, borrow)),
-    Scenario("an error that is forgiven", forgiving(max_size=1), (stumble,) * 3, SWITCH, kills=2),
-    Scenario("an error in the block", ONE_TRACKED, (stumble, stumble, borrow), SLOW_DESTROY, 0, 1),
     Scenario("a greedy loop", ONE_TRACKED, (glance_thrice, borrow, borrow), kills=2),
     Scenario("stacked", STACK_TRACKED, (borrow_twice, borrow), SLOW_RETURN, kills=1),
     Scenario("get times out", ONE_TRACKED, (give_up, give_up, borrow), SLOW_DESTROY, kills=1),
-    Scenario("get times out and verbs fail", ONE_TRACKED, (give_up, borrow), ALL_FAIL, 2, 1),
-    Scenario("a Timeout around get", ONE_TRACKED, (cut_off, borrow), ALL_FAIL, 1, 1),
     Scenario("killed before a put", ONE_TRACKED, (kill_then_put, borrow, borrow), SWITCH),
     Scenario("killed after a put", ONE_TRACKED, (put_then_kill, borrow, borrow), SWITCH),
     Scenario("a stray switch", ONE_TRACKED, (put_and_switch_to_second, borrow, borrow), SWITCH),
@@ -402,40 +405,83 @@ SCENARIOS = [
     Scenario("shrinks and grows", TWO_TRACKED, (borrow, borrow, shrink_and_grow), SLOW_DESTROY),
     Scenario("closes", ONE_TRACKED, (borrow, borrow, close), SWITCH, kills=1),
     Scenario("closes on a line", ONE_TRACKED, (borrow, borrow, borrow, close), kills=1),
-    Scenario("closes while verbs fail", ONE_TRACKED, (borrow, borrow, close), ALL_FAIL, 2),
-    Scenario("closes and waits", ONE_TRACKED, (borrow, borrow, close_and_wait), SWITCH, kills=1),
     Scenario("closes twice", TWO_TRACKED, (borrow, close, close), SWITCH, kills=1),
     Scenario("two dead items", TWO_TRACKED, (borrow_twice, borrow_twice), TWO_DEAD, 2),
-    Scenario("two dead items, three callers", TWO_TRACKED, (borrow,) * 3, TWO_DEAD, 2, 1),
     Scenario("check takes too long", ONE_CHECKED, (borrow, borrow), CHECK_FAILS, 1, 1),
     Scenario("an item is dropped", ONE_TRACKED, (drop, borrow, borrow), SLOW_CREATE, kills=1),
     # creations in the background
     Scenario("made aside", ONE_MADE, (borrow,) * 3, SLOW_CREATE, kills=3),
-    Scenario("made aside, two at once", TWO_MADE, (borrow,) * 3, SLOW_CREATE, kills=1),
-    Scenario("made aside, one at a time", TWO_MADE_SINGLY, (borrow,) * 3, SLOW_CREATE, kills=1),
     Scenario("made aside, it fails", ONE_MADE, (borrow,) * 3, BROKEN, 2),
-    Scenario("made aside, two fail", TWO_MADE, (borrow,) * 3, BROKEN, 2),
     Scenario("made aside, killed and it fails", ONE_MADE, (borrow,) * 2, BROKEN, 2, 1),
     Scenario("made aside, it hangs", ONE_MADE_IN_TIME, (borrow, borrow), HANGS, 2, 1),
     Scenario("made aside, given up", ONE_MADE, (give_up, give_up, borrow), BROKEN, 1),
     Scenario("made aside, discarded", ONE_MADE, (discard, borrow, borrow), SWITCH),
-    Scenario("made aside, all fail", ONE_MADE, (borrow, borrow), ALL_FAIL, 2, 1),
     Scenario("made aside, dead items", TWO_MADE, (borrow, borrow_twice), TWO_DEAD, 2),
     Scenario("made aside, grows", ONE_MADE, (borrow, borrow, grow), SLOW_CREATE, kills=1),
-    Scenario("made aside, shrinks", TWO_MADE, (borrow, borrow, shrink), SWITCH),
     Scenario("made aside, closes", ONE_MADE, (borrow, borrow, close), BROKEN, 1, 1),
     Scenario("made aside, closes and waits", ONE_MADE, (borrow, close_and_wait), SWITCH, kills=1),
     Scenario("made aside, recycled", ONE_MADE, (borrow, borrow, recycle), SLOW_CREATE, kills=1),
     Scenario("made aside, a stray switch", ONE_MADE, (switch_to_second, borrow, borrow), BROKEN, 1),
+    Scenario("made aside, tried again", ONE_MADE, (borrow, borrow, grow_old), BROKEN, 2),
     Scenario("made aside, min_size", ONE_KEPT, (borrow, discard), MADE_AND_KEPT, 2),
     # ages
     Scenario("recycled", ONE_TRACKED, (borrow_twice, borrow, recycle), SWITCH),
-    Scenario("recycled while verbs fail", ONE_TRACKED, (borrow, borrow, recycle), ALL_FAIL, 1),
     Scenario("recycled and killed", ONE_TRACKED, (borrow, borrow, recycle), SLOW_RETURN, kills=1),
-    Scenario("recycled, two slots", TWO_TRACKED, (borrow_twice, recycle_and_borrow), SWITCH),
     Scenario("recycled and closed", ONE_TRACKED, (borrow, recycle, close), SWITCH),
+    Scenario("grown old", ONE_AGES, (borrow_twice, borrow, grow_old), SWITCH),
+    Scenario("grown old in use", ONE_AGES, (keep_long, borrow), SWITCH, sweeps=1),
+    Scenario("idle for long, min_size", ONE_STAYS, (borrow_twice, borrow), SLOW_DESTROY, sweeps=2),
+    # two keys under one limit
+    Scenario("two keys share one", keyed(1), (borrow_a, borrow_b), SWITCH, kills=2),
+    Scenario("two keys share one, all fail", keyed(1), (borrow_a, borrow_b), KEY_FAILS, 2),
+    Scenario("two keys share one, in turn", keyed(1), (borrow_both, borrow_a_twice), SLOW_RETURN),
+    Scenario("two keys share one, given up", keyed(1), (give_up_b, borrow_a), SWITCH, kills=1),
+    Scenario("two keys share one, closed", keyed(1), (borrow_a, borrow_b, close), SLOW_DESTROY),
+    Scenario("two keys share one, made aside", KEYS_MADE, (borrow_a, borrow_b), BROKEN, 2, 1),
+    Scenario("two keys share two", keyed(2, 2), (borrow_a, borrow_a, borrow_b), SLOW_DESTROY),
+    Scenario("two keys are recycled", keyed(2), (borrow_a, borrow_b, recycle), SLOW_DESTROY),
+]
+
+# With events between batches of callbacks only; between all where it is soaked.
+LONG = [
+    Scenario("all fail, two slots", TWO_TRACKED, (borrow, glance), ALL_FAIL, 2),
+    Scenario("dead items, two slots", TWO_TRACKED, (borrow_twice, borrow, borrow), DEAD, 1),
+    Scenario("two dead items, three callers", TWO_TRACKED, (borrow,) * 3, TWO_DEAD, 2, 1),
+    Scenario("an error that is forgiven", forgiving(max_size=1), (stumble,) * 3, SWITCH, kills=2),
+    Scenario("get times out and verbs fail", ONE_TRACKED, (give_up, borrow), ALL_FAIL, 2, 1),
+    Scenario("a Timeout around get", ONE_TRACKED, (cut_off, borrow), ALL_FAIL, 1, 1),
+    Scenario("by hand", ONE_TRACKED, (borrow_by_hand, borrow, discard), SLOW_RETURN, kills=1),
+    Scenario("all fail", ONE_TRACKED, (borrow, borrow), ALL_FAIL, 3, 1),
+    Scenario("closes while verbs fail", ONE_TRACKED, (borrow, borrow, close), ALL_FAIL, 2),
+    Scenario("closes and waits", ONE_TRACKED, (borrow, borrow, close_and_wait), SWITCH, kills=1),
+    Scenario("an error in the block", ONE_TRACKED, (stumble, stumble, borrow), SLOW_DESTROY, 0, 1),
+    Scenario("check fails", ONE_TRACKED, (borrow_twice, borrow), CHECK_FAILS, 2, 1),
+    Scenario("two of three are killed", ONE_TRACKED, (borrow,) * 3, SLOW_RETURN, kills=2),
+    Scenario("made aside, two at once", TWO_MADE, (borrow,) * 3, SLOW_CREATE, 0, 1, (0,)),
+    Scenario("made aside, one at a time", TWO_MADE_SINGLY, (borrow,) * 3, SLOW_CREATE, kills=1),
+    Scenario("made aside, two fail", TWO_MADE, (borrow,) * 3, BROKEN, 1),
+    Scenario("made aside, shrinks", TWO_MADE, (borrow, borrow, shrink), MAKE_AND_GO),
+    Scenario("made aside, all fail", ONE_MADE, (borrow, borrow), ALL_FAIL, 2, 1),
+    Scenario("recycled while verbs fail", ONE_TRACKED, (borrow, borrow, recycle), ALL_FAIL, 1),
+    Scenario("recycled, two slots", TWO_TRACKED, (borrow_twice, recycle_and_borrow), SWITCH),
+    Scenario("grown old and killed", ONE_AGES, (borrow, borrow), SLOW_RETURN, 0, 1, sweeps=1),
+    Scenario("idle for long", TWO_IDLE, (borrow_twice, borrow), SLOW_DESTROY, sweeps=2),
+    Scenario("swept while verbs fail", ONE_AGES, (borrow, borrow), ALL_FAIL, 1, sweeps=1),
+    Scenario("swept and closed", ONE_AGES, (borrow, borrow, close), SLOW_RETURN, sweeps=1),
+    Scenario("swept and refilled", MADE_AND_STAYS, (borrow, borrow), BROKEN, 1, sweeps=1),
+    Scenario("three share one of two keys", keyed(1), (borrow_a, borrow_b, borrow_a), MAKE_AND_GO),
+    Scenario("keys, given up", keyed(1), (give_up_b, borrow_a, give_up_b), SLOW_DESTROY),
+    Scenario("keys, discarded", keyed(1), (discard_a, borrow_b, borrow_a), MAKE_AND_GO),
     Scenario(
-        "grown old", tracked(max_size=1, max_age=50), (borrow_twice, borrow, grow_old), SWITCH
+        "keys, recycled and killed", keyed(2), (borrow_a, borrow_b, recycle), SLOW_DESTROY, 0, 1
+    ),
+    Scenario("keys, closed and killed", keyed(2), (borrow_a, borrow_b, close), SLOW_DESTROY, 0, 1),
+    Scenario("four share two of two keys", keyed(2, 2), (borrow_a, borrow_a, borrow_b, borrow_b)),
+    Scenario(
+        "two keys share two, all fail", keyed(2, 2), (borrow_a, borrow_a, borrow_b), KEY_FAILS, 1
+    ),
+    Scenario(
+        "two keys share two, made aside", KEYS_MADE_TWO, (borrow_a, borrow_a, borrow_b), BROKEN, 1
     ),
 ]
 
@@ -480,6 +526,14 @@ def by_name(scenarios):
 @by_name(SCENARIOS)
 def test_every_interleaving(scenario):
     result = explore(scenario)
+    print(result)
+    assert result.failure is None, str(result)
+    assert result.complete
+
+
+@by_name(LONG)
+def test_every_interleaving_between_batches(scenario):
+    result = explore(replace(scenario, busy=bool(STRESS_SECONDS)))
     print(result)
     assert result.failure is None, str(result)
     assert result.complete
