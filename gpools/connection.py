@@ -399,6 +399,8 @@ class ConnectionPool(Pool[T]):
             place = line.keep_place(arrived)
             try:
                 self._let_go(reason, item)
+                if reason == "hung":  # so would the next check: none of them is tried
+                    self._drop_all_idle(reason)
             finally:
                 line.give_up_place(place)
 
@@ -433,7 +435,7 @@ class ConnectionPool(Pool[T]):
             return reason
         entry.state = BETWEEN
         try:
-            sound = self._checked(item)
+            sound: bool | None = self._checked(item)
         except Exception as error:
             # By another greenlet, for a handler may wait, and be killed there.
             spawn_raw(log.info, "%r: check of %s failed: %r", self, item_name(item), error)
@@ -444,11 +446,12 @@ class ConnectionPool(Pool[T]):
             raise
         if not sound:
             self._doubt_all()
-            return "check"
+            return "hung" if sound is None else "check"
         # While check() ran, the pool may have been closed or recycled.
         return "closed" if self.closed else life.verdict(entry, monotonic())
 
-    def _checked(self, item: T) -> bool:
+    def _checked(self, item: T) -> bool | None:
+        """Check *item*; None if that was cut off."""
         if self._book.check_timeout is None:
             return bool(self.check(item))
         timer = Timeout.start_new(self._book.check_timeout)
@@ -457,7 +460,7 @@ class ConnectionPool(Pool[T]):
         except Timeout as fired:
             if fired is not timer:
                 raise
-            return False
+            return None
         finally:
             timer.close()
             del timer  # it is the error too, and would keep this frame alive
@@ -569,7 +572,8 @@ class ConnectionPool(Pool[T]):
             book.counters.hold_seconds += monotonic() - entry.since
         if entry.reported:
             held = monotonic() - entry.since
-            log.info("%r: %s came back after %.1f s", self, item_name(item), held)
+            # By another greenlet, for a handler may wait, and be killed there.
+            spawn_raw(log.info, "%r: %s came back after %.1f s", self, item_name(item), held)
         return entry
 
     def _shelve(self, entry: Entry[T], item: T) -> None:
@@ -630,8 +634,10 @@ class ConnectionPool(Pool[T]):
 
     def _gone(self, line: Any, book: Book[T], reason: str) -> None:
         book.counters.gone(reason)
-        self._tell("destroyed", reason)
         self._vacate(line)
+        self._tell("destroyed", reason)
+        if book.sweeper is not None and len(book.items) < self.min_size:
+            book.sweeper.wake()
 
     def _vacate(self, line: Any) -> None:
         line.vacate()

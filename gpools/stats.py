@@ -22,7 +22,8 @@ class Stats:
     ``created - sum(destroyed.values()) == size - creating``.
 
     *between* are items being checked or reset.  *destroyed* counts items that
-    are gone, by reason: ``discarded``, ``check``, ``reset``, ``surplus``,
+    are gone, by reason: ``discarded``, ``check``, ``hung`` (its check was cut
+    off, or that of another while it was idle), ``reset``, ``surplus``,
     ``closed``, ``max_age``, ``max_idle``, ``unused``, ``recycled``,
     ``collected``, ``displaced`` (for another key), ``refused`` (fresh from
     `create`).  The seconds are sums since the pool was made: spent in line by

@@ -358,6 +358,7 @@ def test_a_later_return_says_so(clock, caplog):
     caplog.clear()
     clock.now += 10
     pool.put(item)
+    settle()
     assert [
         record.getMessage().endswith("came back after 71.0 s") for record in caplog.records
     ] == [True]

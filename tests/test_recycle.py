@@ -278,7 +278,6 @@ def test_min_size_is_made_anew_in_the_background():
     assert gate.created == 6
 
 
-@pytest.mark.xfail(strict=True, reason="nothing wakes the sweeper when the last of them comes back")
 def test_min_size_is_made_anew_when_items_in_use_have_come_back():
     gate = Gate()
     pool = pool_of(gate, min_size=2)

@@ -13,7 +13,19 @@ import pytest
 
 from gpools import CoDel, ConnectionPool, PoolClosed, PoolError, PoolShed, PoolTimeout
 from gpools.keyed import KeyedPool
-from tests.hostile import Gate, error, full_check, killed, ok, settle, slow, spawn, stale, timed_out
+from tests.hostile import (
+    Gate,
+    error,
+    full_check,
+    killed,
+    never,
+    ok,
+    settle,
+    slow,
+    spawn,
+    stale,
+    timed_out,
+)
 from tests.test_ages import clock, pool_of, put_all, sweep, take
 from tests.waiting import until
 
@@ -214,6 +226,13 @@ def failed_check(clock):
     return pool
 
 
+def hung_check(clock):
+    pool = pool_of(Gate(check=(never,)), 1, check_timeout=0.01)
+    clock.pass_(1)
+    pool.put(pool.get())
+    return pool
+
+
 def failed_reset(clock):
     return pool_of(Gate(reset=(error,)), 1)
 
@@ -299,6 +318,7 @@ def refused(clock):
 REASONS = {
     discarded: "discarded",
     failed_check: "check",
+    hung_check: "hung",
     failed_reset: "reset",
     shrunk: "surplus",
     shrunk_in_use: "surplus",
