@@ -411,6 +411,7 @@ class World:
                 range(len(self.actors)) if scenario.killable is None else scenario.killable
             )
         ]
+        self.made_aside = False  # by pools with max_creating
         self.most = 0  # items that may ever exist
         self.pool = scenario.pool(self)
         self.most = self.pool.max_size
@@ -490,6 +491,8 @@ class World:
 
     def create(self):
         self._took()
+        if self.made_aside and getcurrent() in self.by_greenlet:
+            self.fail("create runs in the greenlet of a caller")
         epoch = self.epoch
         self.creating += 1
         if self.most and self.exist() > self.most:  # else the pool is being made
@@ -708,7 +711,7 @@ class World:
             return
         if is_place(next(iter(line.waiters))) or self._seen_to(line):
             return
-        if creator.ready() and line.open():
+        if creator._more_wanted(pool) and line.open():
             self.fail(f"somebody waits and nobody creates: {self.books()}")
 
     def _seen_to(self, line):
@@ -888,6 +891,9 @@ class World:
             self._take_and_put_all(self.pool.max_size)
             return
         closed = self.closed
+        for pool in () if closed else self.pools():
+            if pool._book.creator is not None and len(pool._book.items) < pool.min_size:
+                self.fail(f"fewer than min_size: {self.books()}")
         for key, size in KEYS.items() if self.keyed else {None: self.pool.max_size}.items():
             if not closed and self.failure is None:
                 self._take_and_put_all(size, *() if key is None else (key,))
@@ -927,9 +933,10 @@ class World:
     def _close_and_count(self):
         """Close the pools, which ends their sweepers; nothing may be left."""
         pools = self.pools()
-        closer = Greenlet(self.pool.close)
-        closer.start()
-        self._drain()
+        if not self.closed:
+            closer = Greenlet(self.pool.close)
+            closer.start()
+            self._drain()
         self._check()
         if self.created != self.destroyed + self.dropped or self.loop.timers:
             self.fail(f"closed, and yet: {self.books()}, {self.loop.timers}")

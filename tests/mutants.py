@@ -122,30 +122,33 @@ MUTANTS = [
     line(
         "only the first in line hears of the close",
         "closes on a line",
-        ("self.wake()\n            first.throw", "first.throw"),
+        (
+            "self.wake()  # for the next in line",
+            "error is None and self.wake()  # for the next in line",
+        ),
     ),
     line(
         "newcomers overtake the line",
         "plain, a greedy loop",
-        ("if first or not self.waiters:", "if True:"),
+        ("if not self.waiters or arrived < next(iter(self.waiters.values())):", "if True:"),
     ),
     line(
         "the last in line is served first",
         "plain, three share one",
         (
-            "popitem(last=False)\n            self.wake()  #",
-            "popitem()\n            self.wake()  #",
+            "first = next(iter(self.waiters))\n        if not first:",
+            "first = next(reversed(self.waiters))\n        if not first:",
         ),
     ),
     line(
         "one item more than max_size",
         "plain, three share two",
-        ("if self.size < self.limit:", "if self.size <= self.limit:"),
+        ("return self.size < self.limit and", "return self.size <= self.limit and"),
     ),
     line(
         "a slot is not counted when it is taken",
         "plain, create is slow",
-        ("self.size += 1\n                return SLOT", "return SLOT"),
+        ("self.size += 1\n        if self.budget", "if self.budget"),
     ),
     line(
         "the hub serves once and never again",
@@ -154,16 +157,13 @@ MUTANTS = [
     ),
     line(
         "whose item was dead goes to the end of the line",
-        "dead items, two slots",
-        ("self.waiters.move_to_end(me, last=False)", "pass"),
+        "made aside, dead items",
+        ("for waiter in (me, *reversed(earlier)):", "for waiter in ():"),
     ),
     line(
         "served and still in line",
         "plain, three share one",
-        (
-            "first, _ = self.waiters.popitem(last=False)\n            self.wake()  #",
-            "first = next(iter(self.waiters))\n            self.wake()  #",
-        ),
+        ("        del self.waiters[first]\n", ""),
     ),
     line(
         "choosing and waking are two acts",
@@ -223,7 +223,10 @@ MUTANTS = [
     connection(
         "a create that is killed keeps its slot",
         "all verbs switch",
-        ("except BaseException:\n            # Whatever", "except Exception:\n            #"),
+        (
+            "except BaseException as error:\n            # Whatever ended",
+            "except Exception as error:\n            # Whatever ended",
+        ),
     ),
     connection(
         "a reset that is killed loses the item",
@@ -236,20 +239,23 @@ MUTANTS = [
     connection(
         "a check that is killed loses the item",
         "all verbs switch",
-        (
-            "check(entry.item)\n        except BaseException",
-            "check(entry.item)\n        except Exception",
-        ),
+        ('self._let_go("check", item)\n            raise', "raise"),
     ),
     connection(
         "an item whose check said no goes out",
         "check fails",
-        ("if not sound or self.closed:", "if self.closed:"),
+        (
+            "if not sound:\n            self._doubt_all()",
+            "if False:\n            self._doubt_all()",
+        ),
     ),
     connection(
         "an item goes out of a pool closed meanwhile",
         "closes",
-        ("if not sound or self.closed:", "if not sound:"),
+        (
+            'return "closed" if self.closed else life.verdict(entry, monotonic())',
+            "return life.verdict(entry, monotonic())",
+        ),
     ),
     connection(
         "an item made for a pool closed meanwhile goes out",
@@ -259,7 +265,7 @@ MUTANTS = [
     connection(
         "who finds a dead item loses its turn",
         "dead items, two slots",
-        ("first = True", "first = False"),
+        ("arrived = begun\n", "arrived = monotonic()\n"),
     ),
     connection(
         "an interrupted item is put back",
@@ -270,36 +276,33 @@ MUTANTS = [
         "an item is destroyed twice",
         "by hand",
         (
-            "aside(partial(self._destroy, entry))",
-            "aside(partial(self.destroy, entry.item)); aside(partial(self._destroy, entry))",
+            "going.append(partial(self._destroy,",
+            "going.append(partial(self.destroy, item))\n                going.append(partial(self._destroy,",
         ),
     ),
     connection(
         "a slot comes free before its item is gone",
         "all verbs switch",
-        ("entry.state = State.GONE", "entry.state = State.GONE; self._vacate()"),
-        ("del self._book.going[id(entry.item)]\n            self._vacate()", "pass"),
+        ("entry.find = partial(same, item)  #", "self._vacate(line)  #"),
+        (
+            'self._vacate(line)\n        self._tell("destroyed", reason)',
+            'self._tell("destroyed", reason)',
+        ),
     ),
     connection(
         "the error of a destroy costs its slot",
         "destroy fails",
-        (
-            "finally:\n            del self._book.going",
-            "else:\n            del self._book.going",
-        ),
+        ("finally:\n            del book.going", "else:\n            del book.going"),
     ),
     connection(
         "a destroy that never ends is not cut off",
         "destroy is cut off",
-        ("with Timeout(self._book.destroy_timeout):", "with Timeout(None):"),
+        ("with Timeout(book.destroy_timeout):", "with Timeout(None):"),
     ),
     connection(
         "an item is destroyed in its user's greenlet",
         "by hand",
-        (
-            "aside(partial(self._destroy_each, entries))",
-            "[self._destroy(entry) for entry in entries]",
-        ),
+        ("aside(partial(each_aside, going))", "[act() for act in going]"),
     ),
     connection(
         "close lets everybody in line wait",
@@ -309,32 +312,35 @@ MUTANTS = [
     connection(
         "close forgets the idle items",
         "closes",
-        ("idle, line.idle = line.idle, deque()", "idle, line.idle = (), deque()"),
+        ("self._let_go(reason, *idle)", "pass"),
     ),
     connection(
         "a closed pool keeps what comes back",
         "closes",
-        ("if line.refusal is not None or line.size", "if line.size"),
+        (
+            'if line.refusal is not None:\n            reason = "closed"',
+            'if False:\n            reason = "closed"',
+        ),
     ),
     connection(
         "a smaller size keeps the idle surplus",
         "shrinks",
-        ("for _ in range(surplus)", "for _ in range(0)"),
+        ('self._drop_longest_idle(line.size - len(book.going) - new_size, "surplus")', "pass"),
     ),
     connection(
         "a smaller size keeps the surplus that comes back",
         "shrinks",
-        ("line.size - len(self._book.going) > line.limit", "False"),
+        ("elif line.size - len(book.going) > line.limit:", "elif False:"),
     ),
     connection(
         "a put is taken for items that are not out",
         "put twice",
-        ("if entry.state is not State.IN_USE:", "if entry.state is State.GONE:"),
+        ("if entry is None or entry.state is not IN_USE:", "if entry is None:"),
     ),
     connection(
         "an item being reset can be put again",
         "put twice",
-        ("entry.state = State.BETWEEN\n        return entry", "return entry"),
+        ("entry.state = BETWEEN\n        if book.count_holds", "if book.count_holds"),
     ),
     connection(
         "an item that comes back wakes nobody",
@@ -344,12 +350,12 @@ MUTANTS = [
     connection(
         "a second kill, in fit_after, loses the item",
         "an error that is forgiven",
-        ("pool.discard(entry.item)\n            raise", "raise"),
+        ("pool.discard(item)\n            raise", "raise"),
     ),
     connection(
         "a block puts what was discarded inside",
         "discarded inside",
-        ("if entry.state is State.GONE:  #", "if False:  #"),
+        ("if entry.state is GONE or pool._book.items.get(entry.key) is not entry:", "if False:"),
     ),
     connection(
         "a block puts back the next holder's item",
@@ -372,5 +378,228 @@ MUTANTS = [
         "the way back is taken twice",
         "discards and goes on",
         ("back.stop()", "pass"),
+    ),
+    line(
+        "a place is kept at the end of the line",
+        "two dead items",
+        ("place = greenlet()  # never runs", "place, arrived = greenlet(), monotonic()"),
+    ),
+    line(
+        "a place that is given up wakes nobody",
+        "a dead item while it grows",
+        ("del self.waiters[place]\n        self.wake()", "del self.waiters[place]"),
+    ),
+    line(
+        "one who is away is served",
+        "a dead item while it grows",
+        ("if not first:  # a place", "if False:  # a place"),
+    ),
+    connection(
+        "a place is not given up by who is killed",
+        "two dead items, three callers",
+        (
+            "finally:\n                line.give_up_place(place)",
+            "except Exception:\n                raise\n            else:\n                line.give_up_place(place)",
+        ),
+    ),
+    connection(
+        "a place is kept for too long",
+        "two dead items",
+        (
+            "finally:\n                line.give_up_place(place)",
+            "finally:\n                spawn_raw(spawn_raw, line.give_up_place, place)",
+        ),
+    ),
+    connection(
+        "a check that hangs is not cut off",
+        "check hangs",
+        ("timer = Timeout.start_new(self._book.check_timeout)", "timer = Timeout.start_new(None)"),
+    ),
+    connection(
+        "the timer of a check goes on after it",
+        "check takes too long",
+        (
+            "finally:\n            timer.close()\n            del timer",
+            "finally:\n            del timer",
+        ),
+    ),
+    connection(
+        "the slot of a dropped item is lost",
+        "an item is dropped",
+        ('self._gone(line, book, "collected")', "pass"),
+    ),
+    line(
+        "nobody tells the maker that somebody waits",
+        "made aside",
+        (
+            "elif self.maker is not None and self.open():\n                self.maker()",
+            "elif self.maker is not None and self.open():\n                pass",
+        ),
+    ),
+    line(
+        "callers make their own items past the maker",
+        "made aside",
+        ("return self.maker is None and self.open()", "return self.open()"),
+    ),
+    line(
+        "an error waits for a put",
+        "made aside, it fails",
+        ("or self.room() or self.errors or", "or self.room() or"),
+    ),
+    connection(
+        "a failed creation keeps its slot",
+        "made aside, it fails",
+        (
+            "failed(error)\n            self._vacate(line)\n",
+            "failed(error)\n            failed or self._vacate(line)\n",
+        ),
+    ),
+    mutant(
+        "_creator",
+        "a failed creation stays in flight",
+        "made aside, tried again",
+        ("self.in_flight -= 1\n        self.failures += 1", "self.failures += 1"),
+    ),
+    mutant(
+        "_creator",
+        "a creation that ended stays in flight",
+        "made aside, discarded",
+        ("self.in_flight -= 1\n            self.failures, ", "self.failures, "),
+    ),
+    mutant(
+        "_creator",
+        "nobody in line hears of a failure",
+        "made aside, never made",
+        ("line.fail(error, everybody=in_vain)", "pass"),
+    ),
+    mutant(
+        "_creator",
+        "a creation is killed with the greenlet that asked",
+        "made aside, given up",
+        (
+            "spawn_raw(self._create, pool, pool._line, pool._book)",
+            "self._create(pool, pool._line, pool._book)",
+        ),
+    ),
+    mutant(
+        "_creator",
+        "the end of a creation starts no other",
+        "made aside, two kept",
+        ("from starting.\n        self.look()", "from starting."),
+    ),
+    mutant(
+        "_creator",
+        "nobody tries again",
+        "made aside, two fail",
+        ("self._look_again_in(pause)\n", ""),
+    ),
+    mutant(
+        "_creator",
+        "a creation that hangs is not cut off",
+        "made aside, it hangs",
+        ("Timeout.start_new(self._create_timeout)", "Timeout.start_new(None)"),
+    ),
+    mutant(
+        "_creator",
+        "one failure too many is counted off",
+        "made aside, it fails",
+        (
+            "self.in_flight -= 1\n        self.failures += 1",
+            "self.in_flight -= 2\n        self.failures += 1",
+        ),
+    ),
+    mutant(
+        "_creator",
+        "a new item is kept from the line",
+        "made aside",
+        ("pool._shelve(book.items[id(item)], item)", "pass"),
+    ),
+    connection(
+        "nobody looks at the age after a check",
+        "recycled",
+        ("if self.closed else life.verdict(entry, monotonic())", "if self.closed else None"),
+    ),
+    connection(
+        "an item in use outlives a recycle",
+        "recycled",
+        (
+            "reason = book.life.verdict(entry, now)\n        if line",
+            "reason = None\n        if line",
+        ),
+    ),
+    connection(
+        "what expires stays idle too",
+        "recycled",
+        ("if id(item) not in gone]", "if True]"),
+    ),
+    connection(
+        "idle items outlive a recycle",
+        "recycled",
+        (
+            "self._outdate(spread)\n        self._retire_expired(monotonic())",
+            "self._outdate(spread)",
+        ),
+    ),
+    mutant(
+        "lifecycle",
+        "an item being made outlives a recycle",
+        "made aside, recycled",
+        ("if entry.born < self.generation:  #", "if False:  #"),
+    ),
+    mutant(
+        "_sweeper",
+        "the sweeper outlives its pool",
+        "swept and closed",
+        ("if pool is None or pool.closed or", "if pool is None or"),
+    ),
+    line(
+        "a freed slot is not passed to another key",
+        "two keys share one, made aside",
+        ("self.budget.freed(self)\n            self.budget.seek()", "self.budget.freed(self)"),
+    ),
+    line(
+        "who leaves the line keeps its turn from other keys",
+        "keys, given up",
+        (
+            "self.errors.clear()\n            self._pass_on()\n            return",
+            "self.errors.clear()\n            return",
+        ),
+    ),
+    line(
+        "a slot is not counted in the common limit",
+        "two keys share one",
+        (
+            "self.size += 1\n        if self.budget is not None:\n            self.budget.used += 1",
+            "self.size += 1",
+        ),
+    ),
+    line(
+        "a slot given up stays counted in the common limit",
+        "two keys share one",
+        ("self.budget.used -= 1\n            self.budget.freed", "self.budget.freed"),
+    ),
+    mutant(
+        "keyed",
+        "one item more than the common limit",
+        "two keys share one",
+        ("if self.used >= self.limit:", "if self.used > self.limit:"),
+    ),
+    mutant(
+        "keyed",
+        "idle items of another key do not make way",
+        "two keys share one",
+        ("else:\n            self._make_room()", ""),
+    ),
+    mutant(
+        "keyed",
+        "keys are recycled one after the other",
+        "keys, recycled and killed",
+        ("pool._outdate(spread)  #", "pool.recycle(spread)  #"),
+    ),
+    mutant(
+        "keyed",
+        "keys are closed one after the other",
+        "keys, closed and killed",
+        ("pool._refuse_all()  #", "pool.close()  #"),
     ),
 ]

@@ -31,6 +31,7 @@ def tracked(**options):
         options.setdefault(timeout, None)  # one more event that may come at any time
 
     def make(world):
+        world.made_aside = "max_creating" in options
         verbs = {v: getattr(world, v) for v in ("check", "reset") if v in world.scenario.verbs}
         return world.lib.ConnectionPool(
             create=world.create, destroy=world.destroy, **verbs, **options
@@ -207,6 +208,10 @@ def grow(world):
     world.resize(world.pool.max_size + 1)
 
 
+def grow_by_two(world):
+    world.resize(world.pool.max_size + 2)
+
+
 def shrink(world):
     world.resize(world.pool.max_size - 1)
 
@@ -331,8 +336,11 @@ SLOW_DESTROY = {"destroy": ("slow",)}
 SLOW_RETURN = {"reset": ("slow",), "destroy": ("slow",)}
 SLOW_RESET = {"reset": ("slow",)}
 SLOW_CHECK = {"check": ("slow",)}
+DIES = {"check": ("ok", "slow refuse"), "destroy": ("slow",)}
 TWO_DEAD = {"check": ("ok", "refuse"), "destroy": ("slow",)}
 BROKEN = {"create": ("slow", "raise", "slow raise", "slow exit")}
+NEVER_MADE = {"create": ("raise",)}
+FAILS = {"create": ("slow", "raise")}
 HANGS = {"create": ("slow", "never")}
 MAKE_AND_GO = {"create": ("slow",), "destroy": ("slow",)}
 KEY_FAILS = {
@@ -358,6 +366,7 @@ TWO_IDLE = tracked(max_size=2, max_idle=50)
 ONE_STAYS = tracked(min_size=1, max_size=2, max_idle=50)
 MADE_AND_STAYS = tracked(min_size=1, max_size=2, max_age=50, max_creating=1)
 KEYS_MADE, KEYS_MADE_TWO = keyed(1, max_creating=1), keyed(2, 2, max_creating=1)
+TWO_KEPT = tracked(min_size=2, max_size=2, max_creating=1)
 ONE_KEPT = tracked(min_size=1, max_size=2, max_creating=1)
 
 SCENARIOS = [
@@ -408,42 +417,49 @@ SCENARIOS = [
     Scenario("closes twice", TWO_TRACKED, (borrow, close, close), SWITCH, kills=1),
     Scenario("two dead items", TWO_TRACKED, (borrow_twice, borrow_twice), TWO_DEAD, 2),
     Scenario("check takes too long", ONE_CHECKED, (borrow, borrow), CHECK_FAILS, 1, 1),
-    Scenario("an item is dropped", ONE_TRACKED, (drop, borrow, borrow), SLOW_CREATE, kills=1),
+    Scenario(
+        "a dead item while it grows", ONE_TRACKED, (borrow_twice, borrow, grow_by_two), DIES, 1
+    ),
+    Scenario("check hangs", ONE_CHECKED, (borrow, borrow), {"check": ("ok", "never")}, 1, 1),
+    Scenario("an item is dropped", ONE_TRACKED, (drop, borrow, borrow), SLOW_CREATE),
     # creations in the background
-    Scenario("made aside", ONE_MADE, (borrow,) * 3, SLOW_CREATE, kills=3),
+    Scenario("made aside", ONE_MADE, (borrow,) * 3, SLOW_CREATE, kills=2),
     Scenario("made aside, it fails", ONE_MADE, (borrow,) * 3, BROKEN, 2),
     Scenario("made aside, killed and it fails", ONE_MADE, (borrow,) * 2, BROKEN, 2, 1),
     Scenario("made aside, it hangs", ONE_MADE_IN_TIME, (borrow, borrow), HANGS, 2, 1),
     Scenario("made aside, given up", ONE_MADE, (give_up, give_up, borrow), BROKEN, 1),
     Scenario("made aside, discarded", ONE_MADE, (discard, borrow, borrow), SWITCH),
-    Scenario("made aside, dead items", TWO_MADE, (borrow, borrow_twice), TWO_DEAD, 2),
     Scenario("made aside, grows", ONE_MADE, (borrow, borrow, grow), SLOW_CREATE, kills=1),
     Scenario("made aside, closes", ONE_MADE, (borrow, borrow, close), BROKEN, 1, 1),
     Scenario("made aside, closes and waits", ONE_MADE, (borrow, close_and_wait), SWITCH, kills=1),
     Scenario("made aside, recycled", ONE_MADE, (borrow, borrow, recycle), SLOW_CREATE, kills=1),
     Scenario("made aside, a stray switch", ONE_MADE, (switch_to_second, borrow, borrow), BROKEN, 1),
+    Scenario("made aside, never made", ONE_MADE, (borrow, borrow), NEVER_MADE, kills=1),
+    Scenario("made aside, two kept", TWO_KEPT, (borrow, discard), FAILS, 1),
     Scenario("made aside, tried again", ONE_MADE, (borrow, borrow, grow_old), BROKEN, 2),
     Scenario("made aside, min_size", ONE_KEPT, (borrow, discard), MADE_AND_KEPT, 2),
     # ages
     Scenario("recycled", ONE_TRACKED, (borrow_twice, borrow, recycle), SWITCH),
     Scenario("recycled and killed", ONE_TRACKED, (borrow, borrow, recycle), SLOW_RETURN, kills=1),
     Scenario("recycled and closed", ONE_TRACKED, (borrow, recycle, close), SWITCH),
-    Scenario("grown old", ONE_AGES, (borrow_twice, borrow, grow_old), SWITCH),
     Scenario("grown old in use", ONE_AGES, (keep_long, borrow), SWITCH, sweeps=1),
     Scenario("idle for long, min_size", ONE_STAYS, (borrow_twice, borrow), SLOW_DESTROY, sweeps=2),
     # two keys under one limit
-    Scenario("two keys share one", keyed(1), (borrow_a, borrow_b), SWITCH, kills=2),
+    Scenario("two keys share one", keyed(1), (borrow_a, borrow_b), SWITCH, kills=1),
     Scenario("two keys share one, all fail", keyed(1), (borrow_a, borrow_b), KEY_FAILS, 2),
     Scenario("two keys share one, in turn", keyed(1), (borrow_both, borrow_a_twice), SLOW_RETURN),
     Scenario("two keys share one, given up", keyed(1), (give_up_b, borrow_a), SWITCH, kills=1),
     Scenario("two keys share one, closed", keyed(1), (borrow_a, borrow_b, close), SLOW_DESTROY),
     Scenario("two keys share one, made aside", KEYS_MADE, (borrow_a, borrow_b), BROKEN, 2, 1),
     Scenario("two keys share two", keyed(2, 2), (borrow_a, borrow_a, borrow_b), SLOW_DESTROY),
+    Scenario("two keys share two, closed", keyed(2), (borrow_a, borrow_b, close), SLOW_DESTROY),
     Scenario("two keys are recycled", keyed(2), (borrow_a, borrow_b, recycle), SLOW_DESTROY),
 ]
 
 # With events between batches of callbacks only; between all where it is soaked.
 LONG = [
+    Scenario("made aside, dead items", TWO_MADE, (borrow, borrow_twice), TWO_DEAD, 2),
+    Scenario("grown old", ONE_AGES, (borrow_twice, borrow, grow_old), SWITCH),
     Scenario("all fail, two slots", TWO_TRACKED, (borrow, glance), ALL_FAIL, 2),
     Scenario("dead items, two slots", TWO_TRACKED, (borrow_twice, borrow, borrow), DEAD, 1),
     Scenario("two dead items, three callers", TWO_TRACKED, (borrow,) * 3, TWO_DEAD, 2, 1),
@@ -481,7 +497,7 @@ LONG = [
         "two keys share two, all fail", keyed(2, 2), (borrow_a, borrow_a, borrow_b), KEY_FAILS, 1
     ),
     Scenario(
-        "two keys share two, made aside", KEYS_MADE_TWO, (borrow_a, borrow_a, borrow_b), BROKEN, 1
+        "two keys share two, made aside", KEYS_MADE_TWO, (borrow_a, borrow_a, borrow_b), FAILS, 1
     ),
 ]
 
