@@ -969,7 +969,7 @@ def test_nothing_prints_a_password(http_server, http_pool, caplog):
         pool.put(http)
     said.append(str(caught.value))
     http = pool.get()
-    pool.add_credentials("other", WORD)  # so its reset fails
+    http.connections["x"] = WORD  # so its reset fails
     pool.put(http)
     http = pool.get()
     http.connections["x"] = WORD  # so its destroy fails
