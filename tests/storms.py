@@ -394,7 +394,7 @@ class GrandStorm:
         fork_at = begun + seconds * self.random.random() if self.forks else end
         close_at = begun + seconds * 0.8 if self.closing else end
         struck = begun
-        while (now := monotonic()) < end:
+        while (now := monotonic()) < end or self.done["kills"] < 20:
             for _ in range(min(5, int((now - struck) * 1000) or 1)):  # one a millisecond
                 self.strike(self.random.randrange(GREENLETS))
             struck = now
@@ -480,6 +480,8 @@ class GrandStorm:
 
     def check_items(self):
         gate = self.gate
+        leaks = self.done["leaks"]
+        claim(gate.dropped == leaks, f"the program dropped {leaks} items, not the pool", gate)
         claim(not gate.double_uses, *gate.double_uses)
         claim(not gate.double_destroys, *gate.double_destroys)
         claim(gate.peak <= self.largest, "limit broken", gate)
@@ -834,7 +836,8 @@ def storm_of(kind, seed, seconds, watched=True, **how):
     before = what_is_left()
     storm = kind(seed, **how)
     try:
-        with watching(storm.watches if watched else []):
+        endless = AssertionError("something goes on and on, and nothing comes to rest")
+        with watching(storm.watches if watched else []), Timeout(6 * PATIENCE + seconds, endless):
             storm.rage(seconds)
             storm.survived()
     except BaseException as failure:
