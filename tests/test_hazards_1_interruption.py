@@ -997,3 +997,34 @@ def test_kill_at_each_turn_of_a_whole_life(kind):
     assert lived[-1], "14 turns are not enough to see it through"
     assert not lived[0]
     assert all(earlier <= later for earlier, later in pairwise(lived))
+
+
+@pytest.mark.parametrize("error", [gevent.GreenletExit(), Timeout()])
+@pytest.mark.parametrize(
+    ("act", "left"),
+    [
+        (lambda pool: pool.close(), 0),
+        (lambda pool: pool.resize(1), 1),
+        (lambda pool: pool.recycle(), 0),
+    ],
+    ids=["close", "resize", "recycle"],
+)
+def test_kill_while_many_items_are_let_go_saves_none_of_them(act, left, error):
+    """It comes when the first destroy has begun and waits; the others would lose their slots."""
+    gate = Gate(destroy=(slow,))
+    pool = make(ConnectionPool, gate, max_size=4)
+    items = [pool.get() for _ in range(4)]
+    while items:
+        pool.put(items.pop())
+
+    def interrupted():
+        gevent.get_hub().loop.run_callback(gevent.getcurrent().throw, error)
+        act(pool)
+
+    actor = spawn(interrupted)
+    actor.join(5)
+    assert actor.value is error or actor.exception is error
+    until(lambda: all_gone(pool))
+    assert gate.calls["destroy"] == 4 - left
+    assert pool.current_size == gate.live == left
+    assert gate.double_destroys == []
