@@ -11,6 +11,7 @@ import gevent
 import pytest
 from gevent import Timeout
 from gevent.event import Event
+from gevent.monkey import get_original
 
 from gpools import ConnectionPool, NotInUse, Pool, PoolError, PoolFull, PoolTimeout
 from gpools.connection import Hold
@@ -824,10 +825,17 @@ def test_holders_tells_who_holds_what_longest_held_first(gate):
         greenlets.append(spawn(hold))
         gevent.sleep(0.001)
     pool.put(idle)
+    greenlets.append(gevent.getcurrent())
+    again = pool.get()  # the item that was made first is held last
+    gevent.sleep(0.001)
     with counting_switches() as counts:
         holds = pool.holders()
     assert counts == {}
+    assert again is idle
     assert [hold.greenlet for hold in holds] == greenlets
+    pool.put(idle)
+    holds = pool.holders()
+    assert [hold.greenlet for hold in holds] == greenlets[:3]
     assert all(isinstance(hold, Hold) for hold in holds)
     assert holds[0].seconds > holds[1].seconds > holds[2].seconds > 0
     assert len({id(hold.item) for hold in holds}) == 3
@@ -867,6 +875,24 @@ def test_pool_does_not_keep_its_holders_alive(pool):
     assert hold.item is taken[0]
     assert hold.greenlet is None
     assert str(hold).endswith("by a greenlet that is gone")
+
+
+def test_item_that_outlives_the_hub_of_its_thread_is_collected_without_a_word(gate):
+    """Nobody is left who could take its slot back; an error there is one that pytest reports."""
+    kept = []
+
+    def live_and_die():
+        pool = make(ConnectionPool, gate, max_size=1)
+        kept.extend([pool, pool.get()])
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = get_original("threading", "Thread")(target=live_and_die)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    kept.pop()
+    gc.collect()
+    assert gate.dropped == 1
 
 
 def test_hold_tells_where_its_greenlet_is_now(pool):

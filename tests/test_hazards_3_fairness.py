@@ -21,7 +21,17 @@ def take(pool, size=None):
 
 # Order
 
-@both
+class Trusting(ConnectionPool):
+    """Its items go out unchecked, by the shortest way."""
+
+    def __init__(self, **settings):
+        super().__init__(check_after=60, **settings)
+
+
+each = pytest.mark.parametrize("kind", [Pool, ConnectionPool, Trusting])
+
+
+@each
 def test_1000_waiters_are_served_in_the_order_they_came(kind):
     gate = Gate()
     pool = make(kind, gate, max_size=3)
@@ -44,7 +54,7 @@ def test_1000_waiters_are_served_in_the_order_they_came(kind):
     full_check(pool, gate)
 
 
-@both
+@each
 @pytest.mark.parametrize("stack", [False, True])
 def test_waiters_are_served_in_the_order_they_came_whatever_the_order_of_items(kind, stack):
     gate = Gate()
@@ -59,7 +69,7 @@ def test_waiters_are_served_in_the_order_they_came_whatever_the_order_of_items(k
     assert served == [0, 1, 2]
 
 
-@both
+@each
 def test_releaser_that_gets_again_at_once_goes_behind_the_waiters(kind):
     gate = Gate()
     pool = make(kind, gate, max_size=1)
@@ -79,7 +89,7 @@ def test_releaser_that_gets_again_at_once_goes_behind_the_waiters(kind):
     assert order == ["a", "b", "releaser"]
 
 
-@both
+@each
 def test_newcomer_in_the_turn_of_a_put_goes_behind_the_waiters(kind):
     """The item lies on the shelf for a moment, and it is not the newcomer's."""
     gate = Gate()
@@ -97,7 +107,7 @@ def test_newcomer_in_the_turn_of_a_put_goes_behind_the_waiters(kind):
     assert newcomer.get(block=False) is item
 
 
-@both
+@each
 def test_newcomer_does_not_take_the_slot_of_a_failed_create_before_the_waiters(kind):
     failing = Event()
 
@@ -120,7 +130,7 @@ def test_newcomer_does_not_take_the_slot_of_a_failed_create_before_the_waiters(k
     assert third.ready()
 
 
-@both
+@each
 def test_greedy_loop_lets_each_of_five_waiters_have_its_turn(kind):
     """Six of the pools measured serve them 0 times in 2 s."""
     gate = Gate()
@@ -250,7 +260,7 @@ def test_one_whose_item_was_dead_goes_before_those_who_came_during_its_check():
 
 # Cost
 
-@both
+@each
 def test_one_put_wakes_exactly_one_waiter(kind):
     gate = Gate()
     pool = make(kind, gate, max_size=2)
@@ -266,7 +276,7 @@ def test_one_put_wakes_exactly_one_waiter(kind):
     assert pool.waiting() == 99
 
 
-@both
+@each
 def test_put_with_nobody_in_line_schedules_nothing_and_switches_nowhere(kind):
     gate = Gate()
     pool = make(kind, gate, max_size=1)
@@ -281,7 +291,7 @@ def test_put_with_nobody_in_line_schedules_nothing_and_switches_nowhere(kind):
     assert counts == {}
 
 
-@both
+@each
 @pytest.mark.parametrize("waiters", [0, 3])
 def test_put_never_switches(kind, waiters):
     gate = Gate()
@@ -353,7 +363,7 @@ def test_killing_one_of_10000_waiters_costs_no_more_than_one_of_100(kind):
     assert many < 15 * few, "a line that is searched costs 100 times as much"
 
 
-@both
+@each
 def test_crowd_that_never_blocks_leaves_timers_and_sockets_their_turns(kind):
     """Each takes and gives back without another wait than the line's."""
     gate = Gate()
@@ -428,7 +438,7 @@ def test_discard_with_waiters_has_the_first_of_them_make_a_replacement_at_once()
     gevent.killall(waiters)
 
 
-@both
+@each
 def test_slow_create_delays_no_put_and_no_other_get(kind):
     creating = Event()
     gate = Gate(ok, creating.wait, ok)
@@ -567,7 +577,7 @@ def test_n_greenlets_that_need_two_of_n_each_are_told_who_holds_them():
     full_check(pool, gate)
 
 
-@both
+@each
 def test_plain_deadlock_ends_in_a_timeout(kind):
     gate = Gate()
     pool = make(kind, gate, max_size=1)
