@@ -536,8 +536,10 @@ class ConnectionPool(Pool[T]):
         """Make the items that are missing of min_size, one by one; may switch."""
         if self.min_size:
             self._belong_here()
-        line, book = self._line, self._book
-        while len(book.items) < self.min_size and line.room() and not self.closed:
+        while True:
+            line, book = self._line, self._book  # others, if a fork came in between
+            if len(book.items) >= self.min_size or not line.room() or self.closed:
+                return
             line.claim()
             item = self._new()
             self._shelve(book.items[id(item)], item)

@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from time import monotonic
 from weakref import WeakSet
 
@@ -798,10 +799,17 @@ class KeyedStorm(GrandStorm):
     def survived(self):
         super().survived()
         self.pool.recycle()
-        self.until(lambda: not self.pools(), "empty pools are not forgotten")
+        if not self.pool_closed():
+            keys = count(KEYS)
+            self.until(lambda: self.forgotten(next(keys)), "empty pools are not forgotten")
         claim(self.pool.size == 0 == self.gate.live, self.pool, self.gate)
         if not self.pool_closed():
             self.serve_all_keys()
+
+    def forgotten(self, new_key):
+        """A key whose server is down is forgotten when another is first used."""
+        self.pool.discard(new_key, self.get_patiently(new_key))
+        return not self.pools()
 
     def serve_all_keys(self):
         """5 items for 30 keys: each displaces one that is idle."""

@@ -18,11 +18,12 @@ from time import monotonic
 from weakref import WeakSet
 
 import gevent
+import gevent.os
 import pytest
 from gevent import GreenletExit, Timeout
 from gevent.queue import Queue
 
-from gpools import ConnectionPool, Pool, PoolTimeout
+from gpools import ConnectionPool, KeyedPool, Pool, PoolClosed, PoolTimeout
 from gpools._creator import Creator
 from gpools._line import Line
 from gpools._sweeper import Sweeper
@@ -31,6 +32,7 @@ from gpools.stats import Counters
 from tests import storms
 from tests.hostile import (
     Gate,
+    Item,
     error,
     full_check,
     killed,
@@ -44,6 +46,7 @@ from tests.hostile import (
     timed_out,
 )
 from tests.storms import GrandStorm, KeyedStorm, storm_of, watching, weather, what_is_left
+from tests.test_fork import Child
 from tests.waiting import until
 from tests.watching import Watch, both, make
 
@@ -389,6 +392,130 @@ def test_waits_in_the_storm_end_in_a_diagnosis():
     assert all(one.successful() for one in crowd)
     assert told["no item came free within 0.005 s"] > 5
     full_check(pool, gate)
+
+
+# What the grand storm found, one at a time: greenlets that a fork copies midway.
+
+
+def in_child(act):
+    return Child(act, gevent.os.fork).result()
+
+
+@forks
+@pytest.mark.parametrize("max_creating", [None, 1])
+def test_who_is_about_to_be_served_at_a_fork_gets_an_item_of_the_childs(max_creating):
+    """He got the parent's, of which the child's pool knows nothing: a KeyError."""
+    pool = make(ConnectionPool, Gate(), max_size=1, max_creating=max_creating)
+    item = pool.get()
+    one = spawn(pool.get)
+    settle()
+    pool.put(item)
+
+    def finish():
+        return one.get(timeout=5).number, repr(pool), pool.stats().created
+
+    answer = (2, "<ConnectionPool 0 idle, 1 in use, 0 waiting, max 1>", 1)
+    assert in_child(finish) == answer
+    assert one.get(timeout=5) is item
+
+
+@forks
+def test_who_is_about_to_make_an_item_at_a_fork_takes_a_slot_of_the_childs():
+    """He had one of the parent's, and the child's item was not counted in size."""
+    pool = make(ConnectionPool, Gate(), max_size=1)
+    item = pool.get()
+    one = spawn(pool.get)
+    settle()
+    pool.discard(item)
+
+    def finish():
+        return one.get(timeout=5).number, pool.current_size
+
+    assert in_child(finish) == (2, 1)
+    assert one.get(timeout=5).number == 2
+
+
+@forks
+def test_who_checks_at_a_fork_gets_an_item_of_the_childs():
+    pool = make(ConnectionPool, Gate(check=[slow]), max_size=1)
+    pool.put(pool.get())
+    pool._book.life.doubt(pool._book.items.values(), monotonic())
+    one = spawn(pool.get)
+    gevent.sleep(0)
+
+    def finish():
+        return one.get(timeout=5).number, repr(pool)
+
+    assert in_child(finish) == (2, "<ConnectionPool 0 idle, 1 in use, 0 waiting, max 1>")
+    assert one.get(timeout=5).number == 1
+
+
+@forks
+def test_who_fills_a_pool_up_at_a_fork_takes_a_slot_for_each_item():
+    """He took the second slot of the parent's, and made the second item of the child's."""
+    made = []
+
+    def create():
+        if not made:
+            pool.recycle()  # the first is destroyed as soon as it is made
+        made.append(Item(Gate(), len(made)))
+        return made[-1]
+
+    pool = ConnectionPool(max_size=2, create=create, destroy=lambda item: slow())
+    pool.min_size = 2
+    one = spawn(pool.wait_ready)
+    gevent.sleep(0)
+    assert pool._book.going
+
+    def finish():
+        one.get(timeout=5)
+        return repr(pool), pool.stats().size, pool.stats().created
+
+    assert in_child(finish) == ("<ConnectionPool 2 idle, 0 in use, 0 waiting, max 2>", 2, 2)
+    one.get(timeout=5)
+
+
+@forks
+def test_what_a_child_gives_up_of_the_parents_is_not_free_twice():
+    """The common limit of all keys went below zero, and the child exceeded it."""
+    gate = Gate(slow_error, ok)
+    pools = KeyedPool(lambda key: make(ConnectionPool, gate, max_size=3), max_size=2)
+    one = spawn(pools.get, "a")
+    gevent.sleep(0)
+
+    def finish():
+        one.join(5)
+        assert isinstance(one.exception, OSError)
+        items = [pools.get("b", timeout=0.1) for _ in range(2)]
+        with pytest.raises(PoolTimeout):
+            pools.get("b", timeout=0.05)
+        return len(items), repr(pools)
+
+    answer = (2, "<KeyedPool 1 keys, 0 idle, 2 in use, 0 waiting, max 2>")
+    assert in_child(finish) == answer
+    one.join(5)
+    assert isinstance(one.exception, OSError)
+
+
+def test_listener_hears_of_an_item_before_it_hears_of_its_end():
+    """An item that was refused at once was never told to have been created."""
+    heard = []
+
+    class Ear:
+        def created(self, pool):
+            heard.append("created")
+
+        def destroyed(self, pool, reason):
+            heard.append(reason)
+
+    pool = make(ConnectionPool, Gate(slow), max_size=1, listener=Ear())
+    one = spawn(pool.get)
+    gevent.sleep(0)
+    pool.close()
+    one.join(5)
+    assert isinstance(one.exception, PoolClosed)
+    settle()
+    assert heard == ["created", "refused"]
 
 
 # Nor does the grand storm pass a pool that is wrong in one way.
