@@ -87,6 +87,10 @@ class Creator:
                     f"and is tried again {when}; last: {type(self.last_error).__name__}"
                 ) from self.last_error
 
+    def holds_back(self) -> bool:
+        """Tell whether creations have failed of late, so that it matters when the next begins."""
+        return self.failures > 0 and monotonic() < self._next_try + LONGEST_PAUSE
+
     def anew(self, pool: ConnectionPool[Any]) -> Creator:
         """Return one with the same settings, nothing in flight and no failures."""
         return Creator(pool, self._at_once, self._create_timeout)

@@ -81,6 +81,7 @@ class Line(Generic[T]):
         "_hub",
         "_oldest",
         "_scheduled",
+        "_too_late",
         "budget",
         "errors",
         "idle",
@@ -110,6 +111,7 @@ class Line(Generic[T]):
         self._scheduled = False  # `_serve` is on its way
         self._hub: Hub | None = None  # of those who wait
         self._alarm: Any = None  # with `shed`, a timer while somebody waits
+        self._too_late = -inf  # who came before and gets nothing now is turned away
         self._oldest = 0.0  # when the first in line at the last alarm had come
 
     def anew(self) -> Line[T]:
@@ -222,11 +224,11 @@ class Line(Generic[T]):
         """Have the hub look soon whether something is to be had.  Never switches."""
         if self.waiters and not self._scheduled:
             assert self._hub is not None  # set by whoever waits
+            self._scheduled = True  # first, for the hub of another thread may be quick
             if self._hub is get_hub():
                 self._hub.loop.run_callback(self._serve)
             else:  # a put from another thread
                 self._hub.loop.run_callback_threadsafe(self._serve)
-            self._scheduled = True
 
     def fail(self, error: BaseException, everybody: bool) -> None:
         """Give *error* to the first in line, or to *everybody*, unless an item comes first."""
@@ -252,6 +254,8 @@ class Line(Generic[T]):
             error = self._shed_first()
         elif self.errors:
             error = self.errors.popleft()
+        elif self.waiters[first] < self._too_late:
+            error = shed_error(monotonic() - self.waiters[first])
         else:
             self._pass_on()
             return
@@ -260,6 +264,8 @@ class Line(Generic[T]):
         if error is not None:
             self._nobody_left()
         self.wake()  # for the next in line; this one may run for long
+        if error is not None and self._too_late > -inf:
+            self.look()  # he may have waited for too long as well
         if error is not None:
             first.throw(error)
         else:
@@ -294,13 +300,11 @@ class Line(Generic[T]):
         self._alarm = None
         if not self.waiters or self.shed is None:
             return
-        now, arrivals = monotonic(), list(self.waiters.values())
-        if arrivals[0] <= self._oldest and self.shed.stalled(now, now - arrivals[0]):
-            latest = now - 2 * self.shed.target
-            for arrived in takewhile(latest.__gt__, arrivals):
-                self.errors.append(shed_error(now - arrived))
-            self.wake()
-        self._set_alarm(arrivals[0])
+        now, oldest = monotonic(), next(iter(self.waiters.values()))
+        if oldest <= self._oldest and self.shed.stalled(now, now - oldest):
+            self._too_late = now - 2 * self.shed.target
+            self.look()
+        self._set_alarm(oldest)
 
 
 def shed_error(waited: float) -> PoolShed:

@@ -26,10 +26,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from inspect import signature
 from math import inf
+from numbers import Real
 from random import random
 from time import monotonic
 from types import TracebackType
@@ -68,7 +69,7 @@ Self = TypeVar("Self", bound="ConnectionPool[Any]")
 
 log = logging.getLogger("gpools")
 
-_thread = get_original("_thread", "get_ident")  # gevent's would tell greenlets apart
+current_thread = get_original("_thread", "get_ident")  # gevent's would tell greenlets apart
 
 
 class ConnectionPool(Pool[T]):
@@ -140,6 +141,9 @@ class ConnectionPool(Pool[T]):
         _require_positive(check_timeout=check_timeout, destroy_timeout=destroy_timeout)
         _require_positive(max_creating=max_creating, create_timeout=create_timeout)
         _require_not_negative(timeout=timeout, max_waiting=max_waiting, check_after=check_after)
+        _require_whole(max_waiting=max_waiting, max_creating=max_creating)
+        if shed is not None and not isinstance(shed, CoDel):
+            raise TypeError(f"shed must be a CoDel, not {shed!r}")
         if check is None and type(self).check is ConnectionPool.check:
             check_after = None  # it would always say yes: spare the idle path the detour
         self._book = Book(
@@ -215,7 +219,7 @@ class ConnectionPool(Pool[T]):
         nobody is in line.
         """
         line, book = self._line, self._book
-        if book.thread != _thread():
+        if book.thread != current_thread():
             self._belong_here()
         if line.idle and not line.waiters:
             item = line.idle.popleft()
@@ -559,7 +563,7 @@ class ConnectionPool(Pool[T]):
     def _take_back(self, item: T) -> Entry[T]:
         """Accept *item* from its holder, or refuse it with nothing changed."""
         book = self._book
-        if book.thread != _thread():
+        if book.thread != current_thread():
             self._belong_here()
         pool = type(self).__name__
         entry = book.items.get(id(item))
@@ -691,7 +695,7 @@ class ConnectionPool(Pool[T]):
         self._belong_here()
         if not self.closed:
             self._tell("closed")
-        line.refusal = lambda: PoolClosed(f"{self!r} is closed")
+        line.refusal = partial(_closed_error, ref(self))
         line.wake()
         book.filled.set()
         if book.sweeper is not None:
@@ -793,17 +797,12 @@ class ConnectionPool(Pool[T]):
 
     def _belong_here(self) -> None:
         """Claim the pool for this thread at its first use; refuse every other thread."""
-        book, here = self._book, _thread()
+        book, here = self._book, current_thread()
         if book.thread is None:
             book.thread = here
         if book.thread == here:
             return
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        raise WrongThread(
-            f"this {type(self).__name__} belongs to thread {names.get(book.thread)!r} "
-            f"({book.thread}) and was used in thread {names.get(here)!r} ({here}); "
-            "make a pool for each thread"
-        )
+        raise wrong_thread(self, book.thread, here)
 
     def _start_anew_after_fork(self) -> None:
         """Be empty, in a child; what is under way here acts on the parent's line and book."""
@@ -814,7 +813,11 @@ class ConnectionPool(Pool[T]):
             self._line.maker = self._book.creator.look
         held = [entry.find() for entry in book.items.values()]
         items = [item for item in (*held, *book.going.values()) if item is not None]
-        _fork.abandon(items, [fileno for item in items for fileno in self._filenos(item)])
+        filenos: list[int] = []
+        for item in items:
+            with suppress(Exception):  # one that cannot tell must not spoil it for the others
+                filenos.extend(self._filenos(item))
+        _fork.abandon(items, filenos)
 
     def _filenos(self, item: T) -> Iterable[int]:
         """For adapters: the file descriptors of *item*, to be cut off in a child."""
@@ -861,6 +864,8 @@ class _Use(_Item[T]):
             # Killed while fit_after ran: nobody has judged the item.
             pool.discard(item)
             raise
+        if entry.state is not IN_USE or entry.uses != self._uses:
+            return  # fit_after has seen to it
         if fit:
             pool.put(item)
         else:
@@ -889,15 +894,41 @@ def _require_sizes(min_size: int, max_size: int) -> None:
 
 
 def _require_positive(**settings: float | None) -> None:
-    for name, value in settings.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value!r} but must be above 0, or None")
+    _require("above 0", (0.0).__lt__, settings)
 
 
 def _require_not_negative(**settings: float | None) -> None:
+    _require("at least 0", (0.0).__le__, settings)
+
+
+def _require(bound: str, holds: Callable[[float], bool], settings: dict[str, float | None]) -> None:
     for name, value in settings.items():
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} is {value!r} but must be at least 0, or None")
+        if value is None:
+            continue
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, or None, not {value!r}")
+        if not holds(float(value)):
+            raise ValueError(f"{name} is {value!r} but must be {bound}, or None")
+
+
+def _require_whole(**settings: int | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, or None, not {value!r}")
+
+
+def wrong_thread(pool: object, owner: int, here: int) -> WrongThread:
+    """Tell both threads by name and number."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return WrongThread(
+        f"this {type(pool).__name__} belongs to thread {names.get(owner)!r} ({owner}) "
+        f"and was used in thread {names.get(here)!r} ({here}); make a pool for each thread"
+    )
+
+
+def _closed_error(pool: ref[ConnectionPool[Any]]) -> PoolClosed:
+    # Weakly, for the pool's line has this, and a closed pool is to go at once.
+    return PoolClosed(f"{pool()!r} is closed")
 
 
 def _call_listener(heard: Callable[..., object], *about: object) -> None:

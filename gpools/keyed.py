@@ -21,8 +21,8 @@ from gevent import get_hub
 from gpools._aside import aside, each_aside
 from gpools._holders import Hold
 from gpools._line import Line
-from gpools.connection import ConnectionPool
-from gpools.errors import PoolClosed
+from gpools.connection import ConnectionPool, current_thread, wrong_thread
+from gpools.errors import NotInUse, PoolClosed
 from gpools.pool import MISSING, Missing
 
 __all__ = ["KeyedPool"]
@@ -35,7 +35,7 @@ class KeyedPool(Generic[K, T]):
     """A pool for each key, of up to *max_size* items in all.
 
     *make_pool*, called with a key, returns its pool, whose own ``max_size`` is
-    the limit of that key::
+    the limit of that key, and whose ``min_size`` must be 0::
 
         pools = KeyedPool(lambda host: HttpPool(max_size=4, timeout=5), max_size=100)
         with pools.item("db1.example") as http:
@@ -56,6 +56,7 @@ class KeyedPool(Generic[K, T]):
         self._pools: dict[K, _Keyed[T]] = {}
         self._budget: _Budget[K, T] = _Budget(max_size, self._pools)
         self._closed = False
+        self._thread: int | None = None  # from its first use on
 
     def get(self, key: K, *, timeout: float | Missing | None = MISSING) -> T:
         """Take an item of *key*; `ConnectionPool.get` in all else.  May switch."""
@@ -64,13 +65,11 @@ class KeyedPool(Generic[K, T]):
 
     def put(self, key: K, item: T) -> None:
         """Give an *item* of *key* back; `ConnectionPool.put` in all else."""
-        with self._at(key) as pool:
-            pool.put(item)
+        self._pool_of(key).put(item)
 
     def discard(self, key: K, item: T) -> None:
         """Destroy an *item* of *key*; `ConnectionPool.discard` in all else."""
-        with self._at(key) as pool:
-            pool.discard(item)
+        self._pool_of(key).discard(item)
 
     def item(
         self, key: K, *, timeout: float | Missing | None = MISSING
@@ -92,8 +91,23 @@ class KeyedPool(Generic[K, T]):
         """The most items that may exist in all."""
         return self._budget.limit
 
+    def _pool_of(self, key: K) -> ConnectionPool[T]:
+        keyed = self._pools.get(key)
+        if keyed is None:
+            raise NotInUse(f"{self!r} has nothing out of that key")
+        return keyed.pool
+
+    def _belong_here(self) -> None:
+        """Claim the pools for this thread at their first use; refuse every other thread."""
+        here = current_thread()
+        if self._thread is None:
+            self._thread = here
+        if self._thread != here:
+            raise wrong_thread(self, self._thread, here)
+
     def recycle(self, spread: float = 0.0) -> None:
         """Retire all items made before now; `ConnectionPool.recycle` for each key."""
+        self._belong_here()
         pools = self.pools().values()
         for pool in pools:
             pool._outdate(spread)  # first of all, so that nobody gets one of another key
@@ -105,6 +119,7 @@ class KeyedPool(Generic[K, T]):
 
         *timeout*, in seconds, is for each.  May switch as `ConnectionPool.close` does.
         """
+        self._belong_here()
         self._closed = True
         pools = self.pools().values()
         for pool in pools:
@@ -136,11 +151,14 @@ class KeyedPool(Generic[K, T]):
     @contextmanager
     def _at(self, key: K) -> Iterator[ConnectionPool[T]]:
         """Keep the pool of *key* while somebody is busy with it; forget it if it is empty then."""
+        self._belong_here()
         keyed, surplus = self._pools.get(key), None
         if keyed is None:
             if self._closed:
                 raise PoolClosed(f"{self!r} is closed")
-            made = self._make_pool(key)
+            for other_key, other in list(self._pools.items()):  # those that held back once
+                self._budget.forget_if_empty(other_key, other)
+            made = _usable(self._make_pool(key))
             if self._closed:  # while make_pool() ran
                 made.close()
                 raise PoolClosed(f"{self!r} is closed")
@@ -166,6 +184,15 @@ class _Keyed(Generic[T]):
     def __init__(self, pool: ConnectionPool[T]) -> None:
         self.pool = pool
         self.users = 0  # greenlets in the middle of a call
+
+
+def _usable(made: ConnectionPool[T]) -> ConnectionPool[T]:
+    if not isinstance(made, ConnectionPool):
+        raise TypeError(f"make_pool must return a ConnectionPool, not {made!r}")
+    if made.min_size:
+        made.close()
+        raise ValueError(f"min_size is {made.min_size} but must be 0 under a common limit")
+    return made
 
 
 class _KeyedUse(AbstractContextManager[T]):
@@ -267,6 +294,9 @@ class _Budget(Generic[K, T]):
     def forget_if_empty(self, key: K, keyed: _Keyed[T]) -> None:
         line = keyed.pool._line
         unused = line.size == 0 and not line.waiters and not keyed.users
+        creator = keyed.pool._book.creator
+        if creator is not None and creator.holds_back():
+            return  # forgotten now, the next caller would ask a server that is down again
         if unused and self._pools.get(key) is keyed:
             del self._pools[key]
 

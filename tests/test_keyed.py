@@ -9,7 +9,15 @@ import gevent
 import gevent.os
 import pytest
 
-from gpools import ConnectionPool, NotInUse, PoolClosed, PoolError, PoolTimeout
+from gpools import (
+    ConnectionPool,
+    NotInUse,
+    PoolClosed,
+    PoolError,
+    PoolTimeout,
+    PoolUnavailable,
+    WrongThread,
+)
 from gpools.keyed import KeyedPool
 from tests.hostile import Gate, error, killed, never, ok, settle, slow, spawn, timed_out
 from tests.waiting import until
@@ -424,15 +432,66 @@ def test_an_item_stays_with_its_line_when_the_other_key_has_one_too():
     assert gate.destroyed == 0
 
 
-def test_what_make_pool_has_made_beyond_the_limit_goes_as_it_comes_back():
+def test_a_pool_with_a_min_size_is_refused_and_closed():
+    """It would keep slots of the common limit for a key that nobody asks for."""
     gate = Gate()
     pools = KeyedPool(lambda key: ConnectionPool(min_size=3, max_size=3, **gate.verbs), 2)
-    items = [pools.get("a") for _ in range(3)]
-    assert pools.size == 3
-    for item in items:
-        pools.put("a", item)
+    with pytest.raises(ValueError, match="min_size is 3 but must be 0 under a common limit"):
+        pools.get("a")
 
-    assert pools.size == gate.live == 2
+    assert pools.pools() == {}
+    assert pools.size == gate.live == 0
+
+
+@pytest.mark.parametrize("made", [None, object()])
+def test_a_make_pool_that_makes_no_pool_is_told_so_and_spoils_no_other_key(made):
+    gate = Gate()
+    pools = KeyedPool(lambda key: made if key == "bad" else ConnectionPool(**gate.verbs), 2)
+    with pytest.raises(TypeError, match="make_pool must return a ConnectionPool"):
+        pools.get("bad")
+
+    assert pools.get("good")
+    assert list(pools.pools()) == ["good"]
+
+
+def test_a_misspelt_key_makes_no_pool():
+    made = []
+    pools = KeyedPool(lambda key: made.append(key) or ConnectionPool(create=object), 2)
+    item = pools.get("a")
+    for give_back in (pools.put, pools.discard):
+        with pytest.raises(NotInUse, match="has nothing out of that key"):
+            give_back("b", item)
+
+    assert made == ["a"]
+
+
+def test_tries_stay_bounded_while_a_server_is_down():
+    """A forgotten pool used to take its pause with it, so that each caller tried anew."""
+    gate = Gate(error)
+    pools = KeyedPool(lambda key: ConnectionPool(max_creating=1, **gate.verbs), 2)
+    refused = 0
+    for _ in range(50):
+        try:
+            pools.get("a", timeout=5)
+        except PoolUnavailable:
+            refused += 1
+        except OSError:
+            pass
+
+    assert gate.calls["create"] + refused == 50
+    assert gate.calls["create"] < 10
+    assert isinstance(pools.pools()["a"], ConnectionPool)
+
+
+@pytest.mark.hub_errors  # a threadpool prints what its tasks raise
+def test_another_thread_is_refused():
+    pools = Keyed(Gate(), 2)
+    pools.put("a", pools.get("a"))
+    for act in (lambda: pools.get("b"), pools.recycle, pools.close):
+        with pytest.raises(WrongThread, match="this Keyed belongs to thread"):
+            gevent.get_hub().threadpool.apply(act)
+
+    assert pools.size == 1
 
 
 def test_idle_items_stay_while_the_limit_is_not_reached():
@@ -724,7 +783,7 @@ def test_a_make_pool_that_switches_makes_one_pool_for_all():
 
     def make_pool(key):
         gevent.sleep(random.choice([0, 0.001]))
-        made.append(ConnectionPool(min_size=1, max_size=5, **gate.verbs))
+        made.append(ConnectionPool(max_size=5, **gate.verbs))
         return made[-1]
 
     pools = KeyedPool(make_pool, 5)
@@ -737,36 +796,6 @@ def test_a_make_pool_that_switches_makes_one_pool_for_all():
     for item in items:
         pools.put("a", item)
     until(lambda: gate.live == pools.size == 5)
-
-
-def test_whoever_was_slower_to_make_a_pool_keeps_the_other_from_being_forgotten():
-    """While its own was closed, the only item of the other was discarded."""
-    fast, slower = Gate(), Gate(destroy=(lambda: pools.discard("a", first.value),))
-    gates = [slower, fast, fast]
-    turn = gevent.event.Event()
-    made = []
-
-    def make_pool(key):
-        gate = gates[len(made)]
-        pool = ConnectionPool(min_size=int(gate is slower), max_size=1, **gate.verbs)
-        made.append(pool)
-        if gate is slower:
-            turn.wait()
-        return pool
-
-    pools = KeyedPool(make_pool, 3)
-    second = spawn(pools.get, "a")
-    settle()
-    first = spawn(pools.get, "a")
-    settle()
-    turn.set()
-    item = second.get(timeout=1)
-
-    assert list(pools.pools().values()) == [made[1]]
-    assert len(made) == 2
-    pools.put("a", item)
-    assert pools.size == fast.live == 1
-    assert slower.live == 0
 
 
 def test_a_make_pool_that_is_killed_leaves_nothing():
@@ -850,7 +879,7 @@ def test_a_pool_that_is_being_made_during_close_is_closed_too():
 
     def make_pool(key):
         gevent.sleep(0)
-        made.append(ConnectionPool(min_size=1, **gate.verbs))
+        made.append(ConnectionPool(**gate.verbs))
         return made[-1]
 
     pools = KeyedPool(make_pool)
@@ -930,7 +959,8 @@ def test_a_storm_over_thirty_keys_with_five_items(seed, max_creating):
     gevent.killall(workers)
     workers.clear()
     assert gate.peak <= 5
-    assert peak <= 5 + 15
+    if max_creating is None:  # else the pools whose creations fail stay for a while
+        assert peak <= 5 + 15
 
     gate.calm()
     gc.collect()
@@ -941,7 +971,6 @@ def test_a_storm_over_thirty_keys_with_five_items(seed, max_creating):
     calm(pools, gate)
     pools.close()
     until(lambda: pools.size == gate.live == 0)
-    assert pools.pools() == {}
 
 
 def use_once(pools, key):
@@ -986,7 +1015,7 @@ def test_a_child_starts_empty_and_leaves_the_parent_alone():
             items = [pools.get("a"), pools.get("c")]
             return before, items[0] is parents, pools.size, sorted(pools.pools())
 
-    assert in_child(act) == "(0, False, 2, ['a', 'b', 'c'])"
+    assert in_child(act) == "(0, False, 2, ['a', 'c'])"
     assert repr(pools) == "<Keyed 2 keys, 1 idle, 1 in use, 0 waiting, max 2>"
     assert pools.get("a") is parents
 

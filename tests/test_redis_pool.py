@@ -1142,3 +1142,40 @@ def test_a_kill_in_connect_leaves_no_socket_behind(redis_server, redis_pool, pro
         pool.get()
     assert open_files() == before
     assert kept.value.__traceback__ is not None
+
+
+@pytest.mark.parametrize(
+    "command", ["SELECT 3", b"select 3", " SELECT  3", "MULTI ", "CLIENT SETNAME"]
+)
+def test_two_words_in_one_argument_leave_their_mark_too(redis_server, command):
+    """redis-py splits them, and so the connection was handed on with another database."""
+    with RedisPool(redis_server.url, max_size=1) as pool:
+        with pool.item() as client:
+            first = client.client_id()
+            client.execute_command(command, *(["me"] if "SETNAME" in str(command) else []))
+        with pool.item() as client:
+            assert client.client_id() != first
+
+
+def test_exec_that_is_an_error_ends_no_watch(redis_server):
+    with RedisPool(redis_server.url, max_size=1) as pool:
+        with pool.item() as client:
+            first = client.client_id()
+            client.execute_command("WATCH", "key")
+            with pytest.raises(redis.ResponseError):
+                client.execute_command("EXEC")
+        with pool.item() as client:
+            assert client.client_id() != first
+
+
+def test_callbacks_and_attributes_left_on_a_client_do_not_reach_the_next_user(redis_server):
+    with RedisPool(redis_server.url, max_size=1) as pool:
+        with pool.item() as client:
+            first = client.client_id()
+            client.set_response_callback("GET", lambda reply, **_: "FOREIGN")
+            client.tenant = "mine"
+        with pool.item() as client:
+            client.set("key", "own")
+            assert client.get("key") == b"own"
+            assert not hasattr(client, "tenant")
+            assert client.client_id() == first

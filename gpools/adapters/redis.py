@@ -7,6 +7,7 @@ from copy import copy
 from functools import cache
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import redis
 from redis.backoff import NoBackoff
@@ -92,6 +93,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         """Refuse a client whose connection is not as it was; never switches."""
         only = _only(item)
         only.refuse_if_used_up()
+        self._redis.restore(item)
         item.connection_pool = only.pass_on()
 
     def destroy(self, item: redis.Redis) -> None:
@@ -128,6 +130,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
             if item.auto_close_connection_pool:  # nobody else has it; it may have connected
                 former.disconnect()
             item.auto_close_connection_pool = False
+        self._redis.remember(item)
         _only(item).connection.connect()
 
 
@@ -149,6 +152,23 @@ class _Clients:
         else:
             self.model = redis.ConnectionPool.from_url(url, **options)
         self.connection_pool()  # for its complaints; it does not connect
+        # What each client was like when it was made: its attributes and callbacks.
+        self.made: WeakKeyDictionary[redis.Redis, tuple[dict[str, Any], dict[Any, Any]]]
+        self.made = WeakKeyDictionary()
+
+    def remember(self, client: redis.Redis) -> None:
+        attributes = {k: v for k, v in vars(client).items() if k != "connection_pool"}
+        self.made[client] = attributes, dict(client.response_callbacks)
+
+    def restore(self, client: redis.Redis) -> None:
+        """Give a client back the attributes and the response callbacks that it was made with."""
+        attributes, callbacks = self.made[client]
+        for name in vars(client).keys() - attributes.keys() - {"connection_pool"}:
+            delattr(client, name)
+        vars(client).update(attributes)
+        if dict.__ne__(client.response_callbacks, callbacks):
+            client.response_callbacks.clear()
+            client.response_callbacks.update(callbacks)  # type: ignore[no-untyped-call]
 
     def connection_pool(self) -> OneConnection:
         return OneConnection.like(self.model)
@@ -331,17 +351,19 @@ class _Tracked:
         if self._shaking_hands:
             return
         self.owed += 1
-        name = _word(command[0])
+        # redis-py takes "CLIENT SETNAME" and "SELECT 3" for two words, too.
+        words = [*_word(command[0]).split(), *map(_word, command[1:2])]
+        name = words[0] if words else ""
         if name in _LEAVES:
             self.left.add(name)
-        elif name.startswith("CLIENT"):
-            words = (name.split() + [_word(arg) for arg in command[1:2]])[:2]
-            if words[-1] not in _CLIENT_READS:
-                self.left.add(" ".join(words))
+        elif name == "CLIENT":
+            if words[1:2] and words[1] not in _CLIENT_READS:
+                self.left.add(" ".join(words[:2]))
         elif name in ("MULTI", "WATCH"):
             self.left.add(name)
         elif name in ("EXEC", "DISCARD"):
-            self.left -= {"MULTI", "WATCH"}
+            if "MULTI" in self.left:  # else it is an error, and ends no WATCH
+                self.left -= {"MULTI", "WATCH"}
         elif name == "UNWATCH":
             self.left.discard("WATCH")
 
