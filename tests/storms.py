@@ -82,7 +82,7 @@ def what_is_left():
             left[f"{kind.__module__}.{kind.__qualname__}"] += 1
         elif isinstance(thing, greenlet) and not thing.dead:
             left["greenlets"] += 1
-    left["file descriptors"] = len(os.listdir("/proc/self/fd"))
+    left["file descriptors"] = len(os.listdir("/dev/fd"))
     return left
 
 
