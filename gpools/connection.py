@@ -844,6 +844,10 @@ class _Use(_Item[T]):
         self._uses = entry.uses
         return item
 
+    def _out(self) -> bool:
+        """Tell whether the item is still out for this very block."""
+        return self._entry.state is IN_USE and self._entry.uses == self._uses
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -854,7 +858,7 @@ class _Use(_Item[T]):
         self._item = None
         if entry.state is GONE or pool._book.items.get(entry.key) is not entry:
             return  # discarded in the block, or inherited by a fork: nothing is left to do
-        if entry.state is not IN_USE or entry.uses != self._uses:
+        if not self._out():
             if error is None:  # else that error tells more
                 raise NotInUse(f"{item_name(item)} was put back inside its own with block")
             return
@@ -864,7 +868,7 @@ class _Use(_Item[T]):
             # Killed while fit_after ran: nobody has judged the item.
             pool.discard(item)
             raise
-        if entry.state is not IN_USE or entry.uses != self._uses:
+        if not self._out():
             return  # fit_after has seen to it
         if fit:
             pool.put(item)
