@@ -1034,7 +1034,7 @@ class ExploredHub(Hub):
 class Explorer:
     """Runs schedules of one scenario after each other on one hub."""
 
-    COLLECT_EVERY = 500
+    COLLECT_EVERY = 100
 
     def __init__(self, scenario, lib):
         self.scenario = scenario

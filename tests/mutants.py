@@ -277,7 +277,8 @@ MUTANTS = [
         "by hand",
         (
             "going.append(partial(self._destroy,",
-            "going.append(partial(self.destroy, item))\n                going.append(partial(self._destroy,",
+            "going.append(partial(self.destroy, item))\n"
+            "                going.append(partial(self._destroy,",
         ),
     ),
     connection(
@@ -307,7 +308,7 @@ MUTANTS = [
     connection(
         "close lets everybody in line wait",
         "closes",
-        ('is closed")\n        line.wake()', 'is closed")'),
+        ("ref(self))\n        line.wake()", "ref(self))"),
     ),
     connection(
         "close forgets the idle items",
@@ -360,7 +361,7 @@ MUTANTS = [
     connection(
         "a block puts back the next holder's item",
         "put back inside",
-        (" or entry.uses != self._uses:", ":"),
+        (" and self._entry.uses == self._uses", ""),
     ),
     connection(
         "more stand in line than max_waiting",
@@ -399,7 +400,8 @@ MUTANTS = [
         "two dead items, three callers",
         (
             "finally:\n                line.give_up_place(place)",
-            "except Exception:\n                raise\n            else:\n                line.give_up_place(place)",
+            "except Exception:\n                raise\n"
+            "            else:\n                line.give_up_place(place)",
         ),
     ),
     connection(
@@ -569,8 +571,8 @@ MUTANTS = [
         "a slot is not counted in the common limit",
         "two keys share one",
         (
-            "self.size += 1\n        if self.budget is not None:\n            self.budget.used += 1",
-            "self.size += 1",
+            "if self.budget is not None:\n            self.budget.used += 1",
+            "pass",
         ),
     ),
     line(
