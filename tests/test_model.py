@@ -1,7 +1,7 @@
 """The pools against a model of them: plain lists, no greenlets.
 
 hypothesis makes up what is done to a pool, and after each step pool and model
-must agree on everything that can be seen.  All verbs are instant here, so that
+must agree on everything that can be seen, the counters included.  Time is virtual.  All verbs are instant here, so that
 there is one right answer; `test_every_interleaving` is for those that switch.
 GPOOLS_STRESS_SECONDS=60 tries more, and other, stories for about so long.
 """
@@ -33,11 +33,14 @@ STRESS_SECONDS = float(os.environ.get("GPOOLS_STRESS_SECONDS", 0))
 class Model:
     """What a pool is: numbers stand for items, in the order in which they are made."""
 
-    def __init__(self, max_size, max_waiting, tracked, stacked):
+    def __init__(self, max_size, max_waiting, tracked, stacked, max_age=None):
         self.max_size = max_size
         self.max_waiting = max_waiting
         self.tracked = tracked
         self.stacked = stacked
+        self.max_age = max_age
+        self.now = 0.0
+        self.expires = {}  # item: when it is too old
         self.idle = deque()
         self.size = 0
         self.line = []
@@ -46,6 +49,7 @@ class Model:
         self.destroyed = []
         self.closed = False
         self.failing = {"create": 0, "check": 0, "reset": 0}  # so many calls to come
+        self.create_errors = 0
         self.outcomes = {}  # user: number of the item, or type of the error
 
     def get(self, user):
@@ -66,10 +70,13 @@ class Model:
             else:
                 return self.hold(user, item)
         if self.fails("create"):
+            self.create_errors += 1
             self.outcomes[user] = OSError
         else:
             self.size += 1
             self.created += 1
+            if self.max_age is not None:
+                self.expires[self.created] = self.now + self.max_age
             self.hold(user, self.created)
 
     def hold(self, user, item):
@@ -78,7 +85,9 @@ class Model:
 
     def put(self, item):
         self.held.discard(item)
-        if (self.tracked and (self.fails("reset") or self.closed)) or self.size > self.max_size:
+        if (
+            self.tracked and (self.fails("reset") or self.closed or self.too_old(item))
+        ) or self.size > self.max_size:
             self.destroy(item)
         elif self.stacked:
             self.idle.appendleft(item)
@@ -100,6 +109,20 @@ class Model:
         while self.tracked and self.idle and self.size > size:
             self.destroy(self.idle.pop() if self.stacked else self.idle.popleft())
         self.serve()
+
+    def too_old(self, item):
+        return self.expires.get(item, self.now + 1) <= self.now
+
+    def recycle(self):
+        self.expires.update(dict.fromkeys([*self.idle, *self.held], self.now))
+        self.sweep()
+
+    def sweep(self):
+        """Let the idle items go that are too old, in the order in which they grew so."""
+        old = [item for item in self.idle if self.too_old(item)]
+        for item in sorted(old, key=self.expires.get):
+            self.idle.remove(item)
+            self.destroy(item)
 
     def close(self):
         self.closed = True
@@ -192,23 +215,27 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         max_size=st.integers(1, 3),
         max_waiting=st.sampled_from([None, None, 0, 2]),
+        max_age=st.sampled_from([None, 7.3]),
     )
-    def make(self, max_size, max_waiting):
+    def make(self, max_size, max_waiting, max_age):
         self.factory = factory = Factory()
         if self.tracked:
             self.pool = ConnectionPool(
                 max_size=max_size,
                 order_as_stack=self.stacked,
                 max_waiting=max_waiting,
+                max_age=max_age,
                 create=factory.create,
                 check=factory.check,
                 reset=factory.reset,
                 destroy=factory.destroy,
             )
         else:
-            max_waiting = None
+            max_waiting = max_age = None
             self.pool = Pool(max_size=max_size, order_as_stack=self.stacked, create=factory.create)
-        self.model = Model(max_size, max_waiting, self.tracked, self.stacked)
+        if max_age is not None:
+            max_age *= 0.975  # half of the jitter, in virtual time
+        self.model = Model(max_size, max_waiting, self.tracked, self.stacked, max_age)
 
     @rule(timeouts=st.lists(st.sampled_from([None, 1, 5]), min_size=1, max_size=4))
     def get(self, timeouts):
@@ -217,7 +244,15 @@ class Machine(RuleBasedStateMachine):
             self.users.append(User(self.pool, timeout))
             if timeout is not None:
                 self.deadlines[user] = self.loop.time + timeout
+            self.model.now = self.loop.time
             self.model.get(user)
+        gevent.idle()
+
+    @precondition(lambda self: self.tracked)
+    @rule()
+    def recycle(self):
+        self.pool.recycle()
+        self.model.recycle()
         gevent.idle()
 
     @precondition(lambda self: self.model.held)
@@ -295,10 +330,12 @@ class Machine(RuleBasedStateMachine):
         self.model.leave(victim, gevent.GreenletExit)
         gevent.idle()
 
-    @precondition(lambda self: self.model.line)
+    @precondition(lambda self: self.model.line or self.model.max_age)
     @rule(seconds=st.sampled_from([0.5, 2, 10]))
     def let_time_pass(self, seconds):
         gevent.sleep(seconds)
+        self.model.now = self.loop.time
+        self.model.sweep()
         for user in list(self.model.line):
             if self.deadlines.get(user, self.loop.time + 1) <= self.loop.time:
                 self.model.leave(user, PoolTimeout)
@@ -342,6 +379,20 @@ class Machine(RuleBasedStateMachine):
         if self.tracked:
             assert self.factory.destroyed == model.destroyed
             assert {hold.item.number for hold in pool.holders()} == model.held
+            self.agree_on_counters(pool.stats())
+
+    def agree_on_counters(self, stats):
+        model = self.model
+        assert (stats.size, stats.idle, stats.in_use) == (
+            model.size,
+            len(model.idle),
+            len(model.held),
+        )
+        assert stats.waiting == len(model.line)
+        assert stats.created == model.created
+        assert sum(stats.destroyed.values()) == len(model.destroyed)
+        assert stats.create_errors == model.create_errors
+        assert stats.timeouts == list(model.outcomes.values()).count(PoolTimeout)
 
     def teardown(self):
         """Break nothing from here on: everybody in line is served, and all slots are there."""
