@@ -257,7 +257,8 @@ class Line(Generic[T]):
         elif self.waiters[first] < self._too_late:
             error = shed_error(monotonic() - self.waiters[first])
         else:
-            self._pass_on()
+            # What was on its way here was let go, or taken by one who came earlier.
+            self.wake()
             return
         granted = NOTHING if error is not None else self.take(-inf)
         del self.waiters[first]
