@@ -711,6 +711,8 @@ class World:
             return
         if is_place(next(iter(line.waiters))) or self._seen_to(line):
             return
+        if any(self._scheduled(creation.switch) for creation in self.loop.creations):
+            return  # it looks when it is back
         if creator._more_wanted(pool) and line.open():
             self.fail(f"somebody waits and nobody creates: {self.books()}")
 
@@ -838,7 +840,7 @@ class World:
             ended = errors.PoolFull
         except errors.PoolUnavailable as error:
             ended = errors.PoolUnavailable
-            if self.created > self.destroyed + self.dropped and not self.keyed:
+            if not self.keyed and any(not i.gone and i.verb != "destroy" for i in self.items):
                 self.fail(f"{actor.name} is refused, and yet: {self.books()}; {error}")
         except errors.PoolError as error:
             ended = errors.PoolError
@@ -1008,11 +1010,13 @@ class ExploredLoop(Loop):
     def __init__(self):
         super().__init__()
         self.sweepers = set()
+        self.creations = []
 
     def spawn_of_sweeper(self, run, *args):
-        greenlet = gevent.spawn_raw(run, *args)
-        self.sweepers.add(greenlet)
-        return greenlet
+        self.sweepers.add(gevent.spawn_raw(run, *args))
+
+    def spawn_creation(self, run, *args):
+        self.creations.append(gevent.spawn_raw(run, *args))
 
     def run(self):
         main = get_hub().parent
@@ -1057,6 +1061,7 @@ class Explorer:
             with (
                 clock_of(self.loop, self.lib),
                 replaced(self.lib, ("_sweeper",), "spawn_raw", self.loop.spawn_of_sweeper),
+                replaced(self.lib, ("_creator",), "spawn_raw", self.loop.spawn_creation),
                 hub_on(self.loop, ExploredHub) as self.hub,
             ):
                 yield

@@ -604,4 +604,9 @@ MUTANTS = [
         "keys, closed and killed",
         ("pool._refuse_all()  #", "pool.close()  #"),
     ),
+    line(
+        "an item lost on its way is not made up for",
+        "made aside, lost on its way",
+        ("self.wake()\n            return\n        granted", "return\n        granted"),
+    ),
 ]

@@ -434,6 +434,7 @@ SCENARIOS = [
     Scenario("made aside, closes", ONE_MADE, (borrow, borrow, close), BROKEN, 1, 1),
     Scenario("made aside, closes and waits", ONE_MADE, (borrow, close_and_wait), SWITCH, kills=1),
     Scenario("made aside, recycled", ONE_MADE, (borrow, borrow, recycle), SLOW_CREATE, kills=1),
+    Scenario("made aside, lost on its way", TWO_MADE, (borrow, borrow, recycle), SLOW_DESTROY),
     Scenario("made aside, a stray switch", ONE_MADE, (switch_to_second, borrow, borrow), BROKEN, 1),
     Scenario("made aside, never made", ONE_MADE, (borrow, borrow), NEVER_MADE, kills=1),
     Scenario("made aside, two kept", TWO_KEPT, (borrow, discard), FAILS, 1),
@@ -526,6 +527,66 @@ LARGE = [
         "closes amid everything", TWO_TRACKED, (give_up, borrow, discard, close), ALL_FAIL, 3, 2
     ),
     Scenario(
+        "made aside, everything at once",
+        tracked(max_size=2, max_creating=1, create_timeout=9, check_timeout=5, destroy_timeout=5),
+        (borrow_twice, give_up, recycle_and_borrow, shrink_and_grow),
+        ALL_FAIL,
+        3,
+        2,
+    ),
+    Scenario(
+        "made aside, closes amid everything",
+        tracked(max_size=2, max_creating=1, max_waiting=1),
+        (borrow_twice, discard, borrow, close, grow_old),
+        ALL_FAIL,
+        3,
+        2,
+    ),
+    Scenario(
+        "made aside and swept",
+        tracked(min_size=1, max_size=2, max_creating=2, max_age=50, max_idle=30),
+        (borrow_twice, keep_long, recycle_and_borrow, grow_old),
+        ALL_FAIL,
+        3,
+        2,
+        sweeps=3,
+    ),
+    Scenario(
+        "swept and dropped, stacked",
+        tracked(max_size=2, max_age=50, max_creating=2, order_as_stack=True),
+        (borrow_twice, drop, cut_off, put_then_kill, recycle),
+        ALL_FAIL,
+        3,
+        2,
+        by_timeout=True,
+        sweeps=2,
+    ),
+    Scenario(
+        "two keys, everything at once",
+        keyed(2, 2),
+        (borrow_both, give_up_b, discard_a, borrow_a_twice),
+        ALL_FAIL,
+        3,
+        2,
+    ),
+    Scenario(
+        "two keys made aside, everything at once",
+        keyed(1, 2, max_creating=2),
+        (borrow_both, give_up_b, discard_a, recycle, grow_old),
+        ALL_FAIL,
+        3,
+        2,
+    ),
+    Scenario(
+        "two keys swept and closed",
+        keyed(2, 2, max_creating=1, max_age=50),
+        (borrow_both, give_up_b, borrow_a_twice, close, grow_old),
+        ALL_FAIL,
+        3,
+        2,
+        sweeps=2,
+    ),
+    Scenario(
         "plain, everything at once",
         TWO,
         (borrow_twice, give_up, put_then_kill, shrink_and_grow, cut_off),
@@ -560,6 +621,6 @@ def test_every_interleaving_between_batches(scenario):
 @by_name(LARGE)
 def test_some_interleavings_of_a_larger_crowd(scenario):
     seed = random.randrange(2**32) if STRESS_SECONDS else 0
-    result = sample(scenario, most=1000, seconds=STRESS_SECONDS / len(LARGE), seed=seed)
+    result = sample(scenario, most=500, seconds=STRESS_SECONDS / len(LARGE), seed=seed)
     print(result)
     assert result.failure is None, str(result)

@@ -209,6 +209,70 @@ def borrow(world):
 RACE = Scenario("race", racy, (borrow, borrow), {"create": ("slow",)})
 
 
+def aging(world):
+    return world.lib.ConnectionPool(create=world.create, destroy=world.destroy, max_age=50)
+
+
+def sweeper_looks(**options):
+    """Explore one borrower of an aging pool; return how often the sweeper's timer woke it."""
+    looks = []
+
+    def counting(world):
+        pool = aging(world)
+        pool._retire_expired = lambda now: looks.__setitem__(-1, looks[-1] + 1)
+        looks.append(0)
+        return pool
+
+    result = explore(Scenario("", counting, (borrow,), **options))
+    assert result.failure is None, str(result)
+    assert result.complete
+    return [count - 1 for count in looks]  # it looks once as it begins
+
+
+def test_the_sweeper_wakes_as_often_as_it_may():
+    assert set(sweeper_looks()) == {0}
+    assert set(sweeper_looks(sweeps=2)) == {2}
+
+
+def test_the_clock_of_the_pools_moves_by_timers_and_scripts_only():
+    ages = []
+
+    def age(world):
+        begun = gpools.connection.monotonic()
+        world.age(1000)
+        with gevent.Timeout(5, False):
+            Event().wait()
+        ages.append(gpools.connection.monotonic() - begun)
+
+    assert explore(Scenario("", aging, (age,))).failure is None
+    assert ages == [pytest.approx(1005, abs=0.01)]
+
+
+def test_an_item_that_outlives_a_recycle_is_found():
+    def keep_young(world):
+        world.pool = aging(world)
+        world.pool._outdate = lambda spread: None
+        borrow(world)
+        world.recycle()
+        borrow(world)
+
+    result = explore(Scenario("", aging, (keep_young,)))
+
+    assert "from before a recycle" in result.failure
+
+
+def test_an_item_that_is_dropped_is_no_leak_of_the_scenario():
+    def drop(world):
+        item = world.get()
+        world.drop(item)
+        del item
+
+    def one(world):
+        return world.lib.ConnectionPool(max_size=1, create=world.create, destroy=world.destroy)
+
+    assert explore(Scenario("", one, (drop, drop))).failure is None
+
+
 def test_a_failing_schedule_tells_its_story_and_can_be_replayed():
     result = explore(RACE)
 

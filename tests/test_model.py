@@ -1,8 +1,9 @@
 """The pools against a model of them: plain lists, no greenlets.
 
 hypothesis makes up what is done to a pool, and after each step pool and model
-must agree on everything that can be seen, the counters included.  Time is virtual.  All verbs are instant here, so that
-there is one right answer; `test_every_interleaving` is for those that switch.
+must agree on everything that can be seen, the counters included.  All verbs are
+instant here, and time is virtual, so that there is one right answer;
+`test_every_interleaving` is for those that switch.
 GPOOLS_STRESS_SECONDS=60 tries more, and other, stories for about so long.
 """
 
