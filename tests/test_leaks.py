@@ -4,6 +4,7 @@ import gc
 import logging
 import re
 import sysconfig
+import sys
 import weakref
 
 import gevent
@@ -265,6 +266,8 @@ def test_a_foreign_object_at_the_address_of_a_dropped_item_is_refused():
     were = {id(pool.get()) for _ in range(100)}  # some of them at one address
     strangers = [Conn() for _ in range(1000)]
     lookalikes = [stranger for stranger in strangers if id(stranger) in were]
+    if not lookalikes and sys.version_info < (3, 11):
+        pytest.skip("this Python gave no address a second time")
     assert lookalikes
     for stranger in lookalikes:
         with pytest.raises(NotInUse):
