@@ -3,8 +3,8 @@
 import gc
 import logging
 import re
-import sysconfig
 import sys
+import sysconfig
 import weakref
 
 import gevent
