@@ -1098,6 +1098,11 @@ class Explorer:
                 for _ in range(5):
                     if actor.started and not actor.greenlet.dead:
                         world._guard(lambda g=actor.greenlet: g.throw(GreenletExit))
+            # The pool may be collected long after this hub is gone, and would then wake
+            # its sweeper, whose end would go to the main greenlet, wherever that waits.
+            for greenlet in (*self.loop.sweepers, *self.loop.creations):
+                if not greenlet.dead:
+                    world._guard(lambda g=greenlet: g.throw(GreenletExit))
             world._drain()
 
         world.run = end_all

@@ -1,6 +1,8 @@
 """The explorer itself: it runs every order that gevent may, once, and no other."""
 
+import gc
 import random
+import weakref
 from contextlib import suppress
 from math import comb
 
@@ -11,6 +13,7 @@ from gevent.exceptions import LoopExit
 
 import gpools
 from tests.explorer import Choices, Explorer, Scenario, explore, replay, sample, virtual_time
+from tests.switching import switches
 
 
 def plain(world):
@@ -334,3 +337,24 @@ def test_virtual_time_jumps_from_timer_to_timer():
 
     assert woken == [60, 60.5, 3600]
     assert loop.time == 4600
+
+
+def test_a_schedule_that_fails_leaves_no_sweeper_behind():
+    """One ended in the main greenlet when its pool was collected, two files of tests later."""
+
+    pools = weakref.WeakSet()
+
+    def losing(world):
+        pools.add(pool := aging(world))
+        return pool
+
+    def lose_one(world):
+        world.item().__enter__()
+
+    assert explore(Scenario("", losing, (lose_one,))).failure is not None
+    with switches() as count:
+        gc.collect()
+        gevent.idle()
+
+    assert not pools
+    assert count() == 2  # to the hub and back
