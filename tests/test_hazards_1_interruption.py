@@ -1,9 +1,6 @@
 """Nothing is lost on kill, Timeout, exception: hazards.md, section 1."""
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from contextlib import suppress
 from functools import partial
@@ -745,23 +742,8 @@ def test_put_from_a_finalizer(kind):
 
 @both
 @pytest.mark.parametrize("spare", [0, 1])
-def test_put_from_a_gc_callback_inside_get(kind, spare, request):
-    """The collector runs whenever something is allocated, in get() too.
-
-    In a process of its own: the collector would also kill greenlets that other
-    tests left suspended, in the middle of whatever runs here.
-    """
-    if "GPOOLS_ALONE" not in os.environ:
-        alone = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", request.node.nodeid],
-            cwd=request.config.rootpath,
-            env=os.environ | {"GPOOLS_ALONE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert alone.returncode == 0, alone.stdout
-        return
+def test_put_from_a_gc_callback_inside_get(kind, spare):
+    """The collector runs whenever something is allocated, in get() too."""
     gate = Gate()
     pool = make(kind, gate, max_size=1 + spare)
     gc.collect()
