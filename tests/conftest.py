@@ -4,6 +4,7 @@ import gevent
 import pytest
 from gevent.hub import Hub
 
+from tests.databases import MariadbServer, MemcachedServer, PostgresServer
 from tests.proxy import FaultProxy
 from tests.servers import HttpServer, RedisServer, require_server
 from tests.waiting import Watched, watched
@@ -38,6 +39,24 @@ def redis_server(shared_servers):
 def http_server(shared_servers):
     """An HTTP server shared by all tests: no connections, counts at 0."""
     return shared(shared_servers, HttpServer)
+
+
+@pytest.fixture
+def postgres_server(shared_servers):
+    """A PostgreSQL server shared by all tests; drop what you make."""
+    return shared(shared_servers, PostgresServer)
+
+
+@pytest.fixture
+def mariadb_server(shared_servers):
+    """A MariaDB server shared by all tests; drop what you make."""
+    return shared(shared_servers, MariadbServer)
+
+
+@pytest.fixture
+def memcached_server(shared_servers):
+    """A memcached shared by all tests: no data."""
+    return shared(shared_servers, MemcachedServer)
 
 
 @pytest.fixture

