@@ -260,17 +260,18 @@ class Line(Generic[T]):
             # What was on its way here was let go, or taken by one who came earlier.
             self.wake()
             return
-        granted = NOTHING if error is not None else self.take(-inf)
-        del self.waiters[first]
-        if error is not None:
-            self._nobody_left()
-        self.wake()  # for the next in line; this one may run for long
-        if error is not None and self._too_late > -inf:
-            self.look()  # he may have waited for too long as well
-        if error is not None:
-            first.throw(error)
-        else:
+        if error is None:
+            granted = self.take(-inf)
+            del self.waiters[first]
+            self.wake()  # for the next in line; this one may run for long
             first.switch(granted)
+        else:
+            del self.waiters[first]
+            self._nobody_left()
+            self.wake()  # for the next, who may get what this one does not
+            if self._too_late > -inf:
+                self.look()  # he may have waited for too long as well
+            first.throw(error)
 
     def _nobody_left(self) -> None:
         # All in line died or were turned away: what came free is idle after all.

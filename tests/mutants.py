@@ -123,8 +123,8 @@ MUTANTS = [
         "only the first in line hears of the close",
         "closes on a line",
         (
-            "self.wake()  # for the next in line",
-            "error is None and self.wake()  # for the next in line",
+            "self.wake()  # for the next, who",
+            "pass  # for the next, who",
         ),
     ),
     line(
@@ -163,7 +163,7 @@ MUTANTS = [
     line(
         "served and still in line",
         "plain, three share one",
-        ("        del self.waiters[first]\n", ""),
+        ("del self.waiters[first]\n            self.wake()", "self.wake()"),
     ),
     line(
         "choosing and waking are two acts",
@@ -356,7 +356,10 @@ MUTANTS = [
     connection(
         "a block puts what was discarded inside",
         "discarded inside",
-        ("if entry.state is GONE or pool._book.items.get(entry.key) is not entry:", "if False:"),
+        (
+            "if pool._book.items.get(entry.key) is not entry:\n            return",
+            "if False:\n            return",
+        ),
     ),
     connection(
         "a block puts back the next holder's item",
@@ -607,6 +610,6 @@ MUTANTS = [
     line(
         "an item lost on its way is not made up for",
         "made aside, lost on its way",
-        ("self.wake()\n            return\n        granted", "return\n        granted"),
+        ("self.wake()\n            return\n        if error", "return\n        if error"),
     ),
 ]
