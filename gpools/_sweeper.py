@@ -7,6 +7,7 @@ is dropped without close can be collected, which ends the greenlet.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gpools.connection import ConnectionPool
 
 RETRY = 1.0  # seconds until what is missing of min_size is tried again
+PARTS = 4  # of max_idle; the surplus after a spike is gone after one more than these
 SHORTEST = 0.001  # seconds between two looks, however short the ages are
 
 log = logging.getLogger("gpools")
@@ -32,10 +34,11 @@ class Sweeper:
     def __init__(self, pool: ConnectionPool[Any]) -> None:
         self._wake = wake = Event()
         self._pool = ref(pool, lambda _: wake.set())
-        # The fewest items that were idle at once since the window began: so
-        # many of them nobody has needed in all that time.
+        # The fewest items that were idle at once since this part of a max_idle
+        # began, and in the parts before: so many nobody has needed in all that time.
         self.fewest_idle = 0
-        self._window_ends = inf
+        self._fewest_before: deque[int] = deque(maxlen=PARTS)
+        self._part_ends = inf
         self._filling = False
         spawn_raw(self._run)
 
@@ -58,22 +61,36 @@ class Sweeper:
         now, idle = monotonic(), len(pool._line.idle)
         pool._retire_expired(now)
         # What goes by its age needs not be dropped as unused a second time.
-        self.fewest_idle -= max(0, idle - len(pool._line.idle))
+        self._not_counted(idle - len(pool._line.idle))
         pause = self._drop_unused(pool, now)
         pause = min(pause, self._report_leaks(pool, now))
         pause = min(pause, self._refill(pool))
         return min(pause, pool._book.life.next_look(pool._book.items.values(), now))
 
     def _drop_unused(self, pool: ConnectionPool[Any], now: float) -> float:
-        line, max_idle = pool._line, pool._book.life.max_idle
-        if now >= self._window_ends:
-            unused = min(self.fewest_idle, len(pool._book.items) - pool.min_size)
-            pool._drop_longest_idle(unused, "unused")
-            self._window_ends = inf
-        if self._window_ends == inf:
-            self.fewest_idle = len(line.idle)
-            self._window_ends = now + max_idle
-        return self._window_ends - now
+        idle, part = len(pool._line.idle), pool._book.life.max_idle / PARTS
+        if self._part_ends == inf:
+            self.fewest_idle = idle
+            self._part_ends = now + part
+        elif now >= self._part_ends:
+            self._fewest_before.append(self.fewest_idle)
+            self.fewest_idle = idle
+            self._part_ends += part
+            if self._part_ends <= now:
+                self._part_ends = now + part  # late: what has passed was one long part
+            if len(self._fewest_before) == PARTS:
+                spare = len(pool._book.items) - pool.min_size
+                unused = max(0, min(spare, *self._fewest_before))
+                self._not_counted(unused)
+                pool._drop_longest_idle(unused, "unused")
+        return self._part_ends - now
+
+    def _not_counted(self, gone: int) -> None:
+        """Note that so many idle items are *gone* by the sweep, not by demand."""
+        if gone > 0:
+            self.fewest_idle -= gone
+            for part in range(len(self._fewest_before)):
+                self._fewest_before[part] -= gone
 
     def _report_leaks(self, pool: ConnectionPool[Any], now: float) -> float:
         after = pool._book.leak_after

@@ -69,7 +69,8 @@ Self = TypeVar("Self", bound="ConnectionPool[Any]")
 
 log = logging.getLogger("gpools")
 
-current_thread = get_original("_thread", "get_ident")  # gevent's would tell greenlets apart
+# Gevent's would tell greenlets apart.
+current_thread: Callable[[], int] = get_original("_thread", "get_ident")
 
 
 class ConnectionPool(Pool[T]):
@@ -642,8 +643,8 @@ class ConnectionPool(Pool[T]):
         book.counters.gone(reason)
         self._vacate(line)
         self._tell("destroyed", reason)
-        if book.sweeper is not None and len(book.items) < self.min_size:
-            book.sweeper.wake()
+        if len(book.items) < self.min_size and book is self._book:
+            self._sweeper().wake()
 
     def _vacate(self, line: Any) -> None:
         line.vacate()
@@ -764,6 +765,10 @@ class ConnectionPool(Pool[T]):
             log.info("%r: fit_after of %s failed: %r", self, item_name(item), failure)
             return False
 
+    def _create_error(self) -> BaseException | None:
+        creator = self._book.creator
+        return None if creator is None else creator.last_error
+
     def _timeout_error(self, timeout: float) -> PoolTimeout:
         line, book = self._line, self._book
         book.counters.timeouts += 1
@@ -781,28 +786,21 @@ class ConnectionPool(Pool[T]):
             f"{longest}); {advice}"
         )
         late.holders = tuple(holds)
-        if book.creator is not None:
-            late.__cause__ = book.creator.last_error
+        late.__cause__ = self._create_error()
         return late
 
     def _unready_error(self, timeout: float) -> PoolTimeout:
         late = PoolTimeout(
             f"{len(self._book.items)} items exist after {timeout} s; min_size is {self.min_size}"
         )
-        if self._book.creator is not None:
-            late.__cause__ = self._book.creator.last_error
+        late.__cause__ = self._create_error()
         return late
 
     # Threads and forks.
 
     def _belong_here(self) -> None:
         """Claim the pool for this thread at its first use; refuse every other thread."""
-        book, here = self._book, current_thread()
-        if book.thread is None:
-            book.thread = here
-        if book.thread == here:
-            return
-        raise wrong_thread(self, book.thread, here)
+        self._book.thread = this_thread(self, self._book.thread)
 
     def _start_anew_after_fork(self) -> None:
         """Be empty, in a child; what is under way here acts on the parent's line and book."""
@@ -856,7 +854,7 @@ class _Use(_Item[T]):
     ) -> None:
         pool, entry, item = self._pool, self._entry, cast("T", self._item)
         self._item = None
-        if entry.state is GONE or pool._book.items.get(entry.key) is not entry:
+        if pool._book.items.get(entry.key) is not entry:
             return  # discarded in the block, or inherited by a fork: nothing is left to do
         if not self._out():
             if error is None:  # else that error tells more
@@ -921,10 +919,13 @@ def _require_whole(**settings: int | None) -> None:
             raise TypeError(f"{name} must be a whole number, or None, not {value!r}")
 
 
-def wrong_thread(pool: object, owner: int, here: int) -> WrongThread:
-    """Tell both threads by name and number."""
+def this_thread(pool: object, owner: int | None) -> int:
+    """Return the number of this thread; refuse it if another is the *owner* of *pool*."""
+    here = current_thread()
+    if owner is None or owner == here:
+        return here
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return WrongThread(
+    raise WrongThread(
         f"this {type(pool).__name__} belongs to thread {names.get(owner)!r} ({owner}) "
         f"and was used in thread {names.get(here)!r} ({here}); make a pool for each thread"
     )

@@ -21,7 +21,7 @@ from gevent import get_hub
 from gpools._aside import aside, each_aside
 from gpools._holders import Hold
 from gpools._line import Line
-from gpools.connection import ConnectionPool, current_thread, wrong_thread
+from gpools.connection import ConnectionPool, this_thread
 from gpools.errors import NotInUse, PoolClosed
 from gpools.pool import MISSING, Missing
 
@@ -99,11 +99,7 @@ class KeyedPool(Generic[K, T]):
 
     def _belong_here(self) -> None:
         """Claim the pools for this thread at their first use; refuse every other thread."""
-        here = current_thread()
-        if self._thread is None:
-            self._thread = here
-        if self._thread != here:
-            raise wrong_thread(self, self._thread, here)
+        self._thread = this_thread(self, self._thread)
 
     def recycle(self, spread: float = 0.0) -> None:
         """Retire all items made before now; `ConnectionPool.recycle` for each key."""

@@ -639,6 +639,21 @@ def test_the_sweep_makes_what_a_discard_left_missing(clock):
     assert len(pool.free_items) == 3
 
 
+def test_what_is_missing_of_min_size_is_made_where_nothing_ages():
+    """It was made at the start only, and a pool without ages stayed short of it."""
+    gate = Gate()
+    pool = ConnectionPool(min_size=2, **gate.verbs)
+    assert pool._book.sweeper is None
+    pool.discard(pool.get())
+    settle()
+
+    assert repr(pool) == "<ConnectionPool 2 idle, 0 in use, 0 waiting, max 4>"
+    assert gate.created == 3
+    pool.close()
+    settle()
+    assert gate.live == pool.current_size == 0
+
+
 @pytest.fixture
 def soon(monkeypatch):
     """Have what failed tried again at once."""
@@ -760,6 +775,69 @@ def test_the_surplus_is_gone_one_max_idle_after_a_window_without_the_spike(clock
     assert gone(pool) == {"unused": 4}
 
 
+@pytest.mark.parametrize("spike_at", [0.5, 3, 4.9, 9.5])
+def test_the_surplus_is_gone_one_max_idle_and_a_quarter_after_the_spike(clock, spike_at):
+    """It took up to two: the one in which the spike was, and the one after that."""
+    gate = Gate()
+    pool = pool_of(gate, 5, max_idle=10)
+    settle()
+    clock.pass_(spike_at)
+    sweep(pool)
+    put_all(pool, take(pool, 5))
+    for _ in range(125):
+        clock.pass_(0.1)
+        pool.put(pool.get())
+        sweep(pool)
+
+    assert pool.current_size == 1
+    assert gone(pool) == {"unused": 4}
+
+
+def test_a_sweep_that_comes_late_drops_nothing_that_was_needed_since(clock):
+    """The hub was busy for hours: that is one part of a max_idle, not all of them."""
+    gate = Gate()
+    pool = pool_of(gate, 2, max_idle=10)
+    settle()
+    held = take(pool, 2)
+    clock.pass_(10_000)
+    put_all(pool, held)
+    for _ in range(4):
+        sweep(pool)
+
+    assert gate.live == 2
+
+
+def test_what_has_gone_by_its_age_is_not_dropped_as_unused_too(clock):
+    gate = Gate()
+    pool = pool_of(gate, 2, max_age=12, max_idle=10)
+    clock.pass_(6)
+    put_all(pool, [*take(pool, 2), pool.get()])  # a third, six seconds younger
+    for _ in range(6):
+        clock.pass_(1)
+        pool.put(pool.get())
+        sweep(pool)
+
+    assert gone(pool) == {"max_age": 2}
+    assert gate.live == 1
+
+
+def test_what_was_needed_of_late_stays_when_the_surplus_has_gone(clock):
+    """What was dropped still counted as idle, and the last item was dropped in its name."""
+    gate = Gate()
+    pool = pool_of(gate, 5, max_idle=10)
+    settle()
+    for _ in range(10):
+        clock.pass_(1)
+        pool.put(pool.get())
+        sweep(pool)
+    assert gate.live == 1
+    for _ in range(9):
+        clock.pass_(1)
+        sweep(pool)
+
+    assert gate.live == 1
+
+
 def test_the_surplus_leaves_min_size(clock):
     gate = Gate()
     pool = pool_of(gate, 10, min_size=4, max_idle=10)
@@ -804,7 +882,10 @@ def test_the_unused_items_are_those_idle_longest(clock):
     gate = Gate()
     pool = pool_of(gate, 3, max_idle=10)
     settle()
-    clock.pass_(9)
+    for _ in range(3):
+        clock.pass_(2.5)
+        sweep(pool)
+    clock.pass_(1.5)
     used = pool.get()
     pool.put(used)
     clock.pass_(0.5)

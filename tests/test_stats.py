@@ -274,11 +274,10 @@ def idle_for_too_long(clock):
 def never_needed(clock):
     pool = pool_of(Gate(), 2, max_idle=10)
     settle()
-    clock.pass_(9)
-    for _ in range(2):
+    for _ in range(10):
+        clock.pass_(1)
         pool.put(pool.get())
-    clock.pass_(1)
-    sweep(pool)
+        sweep(pool)
     return pool
 
 
