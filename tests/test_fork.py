@@ -873,3 +873,38 @@ def test_http_pool_with_an_idle_connection(http_server, in_child):
     assert response.status == 200
     assert http_server.stats()["accepted"] == accepted + 1
     pool.close()
+
+
+def test_an_item_that_cannot_tell_its_descriptor_does_not_spoil_it_for_the_others(in_child):
+    class Shut(Wire):
+        def fileno(self):
+            raise ValueError("I/O operation on closed file")
+
+    wires = Wires()
+    pools = [ConnectionPool(create=Shut), ConnectionPool(create=wires)]
+    held = [pool.get() for pool in pools]
+
+    assert in_child(lambda: ([pool.current_size for pool in pools], is_null(wires[0].fd))) == (
+        [0, 0],
+        True,
+    )
+    assert held[0].server.fileno() > 0
+
+
+def test_a_pool_whose_adapter_is_wrong_does_not_spoil_it_for_the_others(in_child, caplog):
+    class Wrong(ConnectionPool):
+        def _filenos(self, item):
+            return [2**30]  # no such descriptor
+
+    wires = Wires()
+    pools = [ConnectionPool(create=wires), Wrong(create=Wire), ConnectionPool(create=wires)]
+    held = [pool.get() for pool in pools]
+
+    def child():
+        return [pool.current_size for pool in pools], [is_null(w.fd) for w in wires], caplog.text
+
+    sizes, cut_off, log = in_child(child)
+    assert sizes == [0, 0, 0]
+    assert cut_off == [True, True]
+    assert "<Wrong 0 idle, 0 in use, 0 waiting, max 4> could not be emptied after a fork" in log
+    assert len(held) == 3
