@@ -1,9 +1,9 @@
-# make demo | make test [PYTEST_ARGS="-k storm"] | make lint | make clean
+# make demo | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test coverage lint clean
 # Two pips in one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -13,12 +13,19 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
+# Of the core; some minutes longer than the tests alone.
+coverage: $(VENV)/test.stamp $(VENV)/dev.stamp
+	@$(VENV)/bin/coverage erase
+	@$(VENV)/bin/coverage run -m pytest $(PYTEST_ARGS)
+	@$(VENV)/bin/coverage combine -q
+	@$(VENV)/bin/coverage report
+
 lint: $(VENV)/dev.stamp
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/%.stamp: pyproject.toml | $(VENV)/made.stamp
 	@echo "installing gpools[$*] into $(VENV) (a minute or so, once)"
