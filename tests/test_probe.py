@@ -144,6 +144,18 @@ def test_a_byte_behind_the_tickets_is_seen(tls, client):
     until(lambda: not quiet(client))
 
 
+def test_the_rest_of_a_record_that_was_read_in_part_is_seen(tls, client):
+    """The kernel has nothing more, but OpenSSL has."""
+    client.sendall(b"GET /mine HTTP/1.1\r\n\r\n")
+    assert client.recv(5) == b"HTTP/"
+    assert not readable(client)
+    with switches() as count:
+        assert not quiet(client)
+    assert count() == 0
+    client.recv(1000)
+    assert quiet(client)
+
+
 def test_a_close_behind_the_tickets_is_seen(tls, client):
     tls.connections[0].shutdown(socket.SHUT_RDWR)
     until(lambda: not quiet(client))

@@ -22,9 +22,10 @@ def quiet(sock: socket.socket) -> bool:
         return False
     poller = _poll()
     poller.register(fd, select.POLLIN | select.POLLPRI)
+    tls = hasattr(sock, "_sslobj")
     if not poller.poll(0):
-        return True
-    return hasattr(sock, "_sslobj") and _only_tickets(sock)
+        return not (tls and sock.pending())  # type: ignore[attr-defined]  # read, but by nobody
+    return tls and _only_tickets(sock)
 
 
 def _only_tickets(sock: socket.socket) -> bool:
