@@ -333,6 +333,7 @@ def test_a_command_that_is_under_way_as_the_block_ends(memcached_server, memcach
     with pool.item() as client:
         helper = spawn(client.get, "key")
         settle()
+    assert pool.current_size == 0
     memcached_server.thaw()
     assert next_port(pool)
     assert isinstance(helper.exception, OSError)
@@ -461,6 +462,41 @@ def test_nor_is_one_that_is_still_on_its_way(memcached_server, proxy_to, check_a
             proxy.resume()
             assert user.get(timeout=5)
         assert pool.current_size == 1
+
+
+def test_what_comes_behind_the_sign_is_not_the_next_users(memcached_server, proxy_to):
+    proxy = proxy_to(memcached_server)
+    with MemcachedPool(proxy.address, max_size=1, check_after=None) as pool:
+        first = next_port(pool)
+        link = proxy.links[0]
+        link.fault = hang(len(link.reply))
+        with pool.item() as client:
+            client.set("key", "value")
+        assert proxy.stopped.wait(5)
+        link.client.sendall(b"VERSION 1\r\nVALUE foreign\r\n")
+        assert next_port(pool) != first
+
+
+def test_what_is_there_as_a_client_comes_back_is_not_the_next_users(memcached_server, proxy_to):
+    proxy = proxy_to(memcached_server)
+    with MemcachedPool(proxy.address, max_size=1, check_after=None) as pool:
+        with pool.item() as client:
+            first = port(client)
+            assert ask(client, "tag") == "tag"
+            proxy.links[0].client.sendall(b"VALUE foreign\r\n")
+            until(lambda: readable(client.sock))
+        assert next_port(pool) != first
+
+
+def readable(sock):
+    with suppress(BlockingIOError):
+        return sock._sock.recv(1, gevent.socket.MSG_PEEK)
+
+
+def test_the_sign_waits_for_no_ack(memcached_server, memcached_pool):
+    """Else each command after one without reply would take 40 ms."""
+    with memcached_pool(memcached_server, no_delay=False).item() as client:
+        assert client.sock.getsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY)
 
 
 def test_a_command_without_reply_and_without_error_keeps_the_connection(

@@ -280,10 +280,6 @@ class _Whole:
             return False
         except (OSError, PoolError):
             self.close()  # not the fault of this user, who gets a new connection
-        except BaseException:
-            # Interrupted; the sign must not be taken for a reply.
-            self.close()
-            raise
         return True
 
     def _listen(self, timeout: float | None) -> None:
