@@ -335,8 +335,9 @@ def test_a_changed_option_does_not_reach_the_next_user(socket_pool, level, optio
     assert first.getsockopt(level, option) == before
 
 
-def test_what_was_not_read_does_not_reach_the_next_user(socket_pool, echo):
-    pool = socket_pool()
+@pytest.mark.parametrize("check_after", [0, None])
+def test_what_was_not_read_does_not_reach_the_next_user(socket_pool, echo, check_after):
+    pool = socket_pool(check_after=check_after)
     first = use(pool)
     with pool.item() as sock:
         sock.sendall(b"foreign\n")
@@ -398,15 +399,34 @@ def test_a_socket_that_its_user_has_shut_down_is_let_go(socket_pool, echo, how):
     whole(pool, echo)
 
 
-@tls
-def test_a_socket_whose_tls_has_ended_is_let_go(socket_pool):
-    pool = socket_pool()
-    first = use(pool)
-    with pool.item() as sock:
-        sock.settimeout(0.05)
-        with suppress(OSError):
+def test_a_socket_whose_tls_has_ended_is_let_go(certificate, trusting):
+    """It is connected, and what its next user sent would go in the clear."""
+    listener = socket.socket()
+    listener.bind(LOOPBACK)
+    listener.listen()
+    peers = []
+
+    def serve():
+        while True:
+            peers.append(
+                tls_server(certificate).wrap_socket(listener.accept()[0], server_side=True)
+            )
+            assert peers[-1].recv(10) == b""
+            peers[-1].unwrap()
+
+    server = spawn(serve)
+    address = ("localhost", listener.getsockname()[1])
+    with SocketPool(address, ssl=trusting, max_size=1) as pool:
+        with pool.item() as sock:
             sock.unwrap()
-    assert use(pool) is not first
+            sock.sendall(b"in the clear")
+            assert until(lambda: readable(peers[0])) == b"i"
+        with pool.item() as other:
+            assert other is not sock
+            until(lambda: len(peers) == 2)
+    server.kill()
+    for end in (listener, *peers):
+        end.close()
 
 
 @pytest.mark.parametrize("close", [lambda s: s.close(), lambda s: os.close(s.detach())])
@@ -498,18 +518,20 @@ def test_a_socket_with_files_made_of_it_is_closed(socket_pool, echo):
 
 
 @tcp
-def test_to_let_go_does_not_block_where_close_would(socket_pool, echo):
+def test_to_let_go_does_not_block_where_close_would(echo, caplog):
     """A user has asked close() to wait for a peer that does not read; it would stop the hub."""
+    linger = 10
     with FaultProxy(echo.address, black_hole) as proxy, SocketPool(proxy.address) as pool:
+        sock = pool.get()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, linger))
+        sock.settimeout(0)
+        with suppress(BlockingIOError):
+            while True:
+                sock.send(b"x" * 100_000)
         begun = time.monotonic()
-        with pool.item() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
-            sock.settimeout(0)
-            with suppress(BlockingIOError):
-                while True:
-                    sock.send(b"x" * 100_000)
-            pool.discard(sock)
-        assert time.monotonic() - begun < 15
+        pool.discard(sock)
+        assert time.monotonic() - begun < linger
+    assert caplog.text == ""
 
 
 def test_close_leaves_no_connection(socket_pool, echo):
