@@ -23,7 +23,7 @@ from gpools.pool import Pool, Token, TokenPool
 from gpools.stats import Listener, Stats
 
 if TYPE_CHECKING:
-    from gpools.adapters import HttpPool, RedisPool
+    from gpools.adapters import HttpPool, MemcachedPool, RedisPool, SocketPool
 
 __all__ = [
     "CoDel",
@@ -33,6 +33,7 @@ __all__ = [
     "HubWouldBlock",
     "KeyedPool",
     "Listener",
+    "MemcachedPool",
     "NotInUse",
     "Pool",
     "PoolClosed",
@@ -42,6 +43,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "RedisPool",
+    "SocketPool",
     "Stats",
     "Token",
     "TokenPool",
@@ -51,7 +53,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Adapters load their client library, so they load on first use.
-    if name in ("HttpPool", "RedisPool"):
+    if name in ("HttpPool", "MemcachedPool", "RedisPool", "SocketPool"):
         from gpools import adapters
 
         return getattr(adapters, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import MemcachedServer
 from tests.servers import RedisServer, require_server
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +80,11 @@ PRINTS = {
         [0, 1, 4, 9, 16, 25]
         <Pool 2 idle, 0 in use, 0 waiting, max 2>
     """,
+    "memcached_pool": """\
+        after a Timeout: <MemcachedPool 0 idle, 0 in use, 0 waiting, max 1>
+        the next user has a timeout of 5 and b'1'
+        20 more, on 2 connections: b'21' <ClientPool 2 idle, 0 in use, 0 waiting, max 2>
+    """,
     "outage": """\
         ConnectionRefusedError
         {'refused at once'} 1 try
@@ -94,6 +100,13 @@ PRINTS = {
         the command was wrong, the connection is kept: value is not an integer or out of range
         after an error reply: <RedisPool 1 idle, 0 in use, 0 waiting, max 1>
         after SELECT: <RedisPool 0 idle, 0 in use, 0 waiting, max 1>
+    """,
+    "socket_pool": """\
+        ONE <SocketPool 1 idle, 0 in use, 0 waiting, max 1>
+        the answer to slow is still on its way: <SocketPool 0 idle, 0 in use, 0 waiting, max 1>
+        TWO
+        an answer was not read: <SocketPool 0 idle, 0 in use, 0 waiting, max 1>
+        FOUR
     """,
     "subclassing": """\
         ann@db1 session 1
@@ -121,6 +134,8 @@ def test_example_prints_what_it_shows(name):
     source = EXAMPLES[name].read_text()
     if "_redis" in source:
         require_server(RedisServer)
+    if "_memcached" in source:
+        require_server(MemcachedServer)
     if "from eventlet" in source and importlib.util.find_spec("eventlet") is None:
         pytest.skip("eventlet is not installed")
     done = subprocess.run(

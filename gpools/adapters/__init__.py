@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpools.adapters.http import HttpPool
+    from gpools.adapters.memcached import MemcachedPool
     from gpools.adapters.redis import RedisPool
+    from gpools.adapters.socket import SocketPool
 
-__all__ = ["HttpPool", "RedisPool"]
+__all__ = ["HttpPool", "MemcachedPool", "RedisPool", "SocketPool"]
 
-_MODULES = {"HttpPool": "http", "RedisPool": "redis"}
+_MODULES = {
+    "HttpPool": "http",
+    "MemcachedPool": "memcached",
+    "RedisPool": "redis",
+    "SocketPool": "socket",
+}
 
 
 def __getattr__(name: str) -> object:
