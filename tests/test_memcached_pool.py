@@ -161,6 +161,25 @@ def test_tls_switches_greenlets_whoever_made_the_context(
     assert next_port(pool) != first
 
 
+def test_a_tls_client_whose_server_reads_nothing_is_not_kept(
+    start_server, tmp_path, memcached_pool
+):
+    """There a send that would block says so in another way."""
+    cert, key = make_certificate(tmp_path)
+    server = start_server(TlsMemcached, cert=cert, key=key)
+    context = ssl.create_default_context(cafile=cert)
+    pool = memcached_pool(server, tls_context=context)
+    with pool.item() as client:
+        server.freeze()
+        client.set("key", "value")
+        client.sock.settimeout(0)
+        while client.sock.send(b"x" * 10_000):
+            pass
+    server.thaw()
+    assert pool.current_size == 0
+    assert next_port(pool)
+
+
 class TlsMemcached(MemcachedServer):
     def __init__(self, cert, key, port=None):
         super().__init__(port)
@@ -1083,6 +1102,7 @@ def test_the_interface_of_an_object_pool(memcached_server, fair):
         raise Timeout(0)
     assert (pool.used, pool.free) == ((), ())
     assert repr(pool) == "<ClientPool 0 idle, 0 in use, 0 waiting, max 2>"
+    assert fair(memcached_server).client_pool.idle_timeout == 0
 
 
 def test_clear_spares_those_in_use_until_they_come_back(memcached_server, fair):
@@ -1186,7 +1206,9 @@ def test_a_server_that_was_taken_back_has_a_fair_pool_again(memcached_server):
     assert after is not before
     assert isinstance(after.client_pool, ClientPool)
     assert after.client_pool.max_size == 1
-    before.client_pool.pool.close()
+    until(lambda: memcached_server.stats()["open"] == 0)  # the one before has none left
+    assert client.get("key") is None
+    after.client_pool.pool.close()
 
 
 # Passwords

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import cache
+from math import inf
 from typing import Any
 
 from gevent import socket
@@ -366,7 +367,8 @@ class ClientPool:
     @property
     def idle_timeout(self) -> float:
         """After how many idle seconds a client is let go; 0 for never."""
-        return self.pool._book.life.max_idle or 0
+        max_idle = self.pool._book.life.max_idle
+        return 0 if max_idle == inf else max_idle
 
     @property
     def used(self) -> tuple[Client, ...]:
@@ -471,7 +473,10 @@ class FairHashClient(HashClient):  # type: ignore[misc]
 
     def add_server(self, server: Any, port: int | None = None) -> None:
         """Add *server*, or take it back when it was down."""
+        former = dict(self.clients)
         super().add_server(server, port)
-        for client in self.clients.values():
-            if not isinstance(client.client_pool, ClientPool):
+        for key, client in self.clients.items():
+            if former.get(key) is not client:
                 client.client_pool = ClientPool(client, **self._fair)
+                if key in former:
+                    former[key].close()
