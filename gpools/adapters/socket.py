@@ -106,7 +106,8 @@ class SocketPool(ConnectionPool[socket.socket]):
             raise PoolError("something was not read, or the peer has closed")
         if isinstance(item, gevent.ssl.SSLSocket) and item.version() is None:
             raise PoolError("TLS has ended on this socket")
-        socket.socket.send(item, b"")  # fails on one that was shut down
+        # Fails on one that was shut down; never waits.
+        socket.socket.send(item, b"", 0, 0.0)  # type: ignore[call-arg]
         if item.gettimeout() != self._socket.timeout:
             item.settimeout(self._socket.timeout)
         for (level, option, length), value in self._options[item].items():
