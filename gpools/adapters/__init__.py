@@ -8,10 +8,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpools.adapters.http import HttpPool
     from gpools.adapters.redis import RedisPool
+    from gpools.adapters.requests import FairHTTPAdapter
+    from gpools.adapters.urllib3 import (
+        FairHTTPConnectionPool,
+        FairHTTPSConnectionPool,
+        FairPoolManager,
+        FairProxyManager,
+    )
 
-__all__ = ["HttpPool", "RedisPool"]
+__all__ = [
+    "FairHTTPAdapter",
+    "FairHTTPConnectionPool",
+    "FairHTTPSConnectionPool",
+    "FairPoolManager",
+    "FairProxyManager",
+    "HttpPool",
+    "RedisPool",
+]
 
-_MODULES = {"HttpPool": "http", "RedisPool": "redis"}
+_MODULES = {
+    "FairHTTPAdapter": "requests",
+    "FairHTTPConnectionPool": "urllib3",
+    "FairHTTPSConnectionPool": "urllib3",
+    "FairPoolManager": "urllib3",
+    "FairProxyManager": "urllib3",
+    "HttpPool": "http",
+    "RedisPool": "redis",
+}
 
 
 def __getattr__(name: str) -> object:

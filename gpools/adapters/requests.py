@@ -55,7 +55,7 @@ class FairHTTPAdapter(HTTPAdapter):
                 "pool_block is False but greenlets wait in line here; requests' own HTTPAdapter "
                 "opens connections without limit"
             )
-        self._pool_settings, unknown = split_options(pool_timeout, settings)
+        self._pool_settings, unknown = split_options(pool_maxsize, pool_timeout, settings)
         if unknown:
             raise TypeError(f"FairHTTPAdapter takes no {', '.join(sorted(unknown))}")
         super().__init__(pool_connections, pool_maxsize, max_retries, pool_block)

@@ -109,7 +109,7 @@ class Fair:
         pool_timeout: float | None = None,
         **options: Any,
     ) -> None:
-        settings, urllib3_options = split_options(pool_timeout, options)
+        settings, urllib3_options = split_options(maxsize, pool_timeout, options)
         super().__init__(host, port, maxsize=maxsize, block=True, **urllib3_options)  # type: ignore[call-arg]
         self._wait_in_line(maxsize, settings)
 
@@ -118,7 +118,7 @@ class Fair:
         self.pool = self._connections = Connections(self, maxsize, settings)  # type: ignore[arg-type]
         # A connection that failed, until urllib3 gives back None in its place.
         self._failed = WeakKeyDictionary()
-        finalize(self, _close_idle, self._connections).atexit = False
+        finalize(self, _close_idle, self._connections)
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         if self.pool is None:
@@ -262,7 +262,7 @@ class FairPoolManager(FairManager, PoolManager):
         pool_timeout: float | None = None,
         **options: Any,
     ) -> None:
-        settings, urllib3_options = split_options(pool_timeout, options)
+        settings, urllib3_options = split_options(maxsize, pool_timeout, options)
         super().__init__(num_pools, headers, maxsize=maxsize, **urllib3_options)
         make_fair(self, settings)
 
@@ -280,15 +280,17 @@ class FairProxyManager(FairManager, ProxyManager):
         pool_timeout: float | None = None,
         **options: Any,
     ) -> None:
-        settings, urllib3_options = split_options(pool_timeout, options)
+        settings, urllib3_options = split_options(maxsize, pool_timeout, options)
         super().__init__(proxy_url, num_pools, headers, maxsize=maxsize, **urllib3_options)
         make_fair(self, settings)
 
 
 def split_options(
-    pool_timeout: float | None, options: dict[str, Any]
+    maxsize: int, pool_timeout: float | None, options: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part the keywords that are `ConnectionPool`'s from urllib3's."""
+    if not isinstance(maxsize, int) or maxsize < 1:
+        raise ValueError(f"maxsize is {maxsize!r} but must be a whole number, at least 1")
     if "block" in options:
         raise TypeError("block cannot be given: a fair pool has greenlets wait in line")
     settings, others = split_settings(options)
