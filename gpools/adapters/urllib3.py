@@ -332,21 +332,21 @@ def _fair(pool_class: type) -> type:
         HTTPConnectionPool: FairHTTPConnectionPool,
         HTTPSConnectionPool: FairHTTPSConnectionPool,
     }
-    return made.get(pool_class) or type(f"Fair{pool_class.__name__}", (Fair, pool_class), {})
+    return made.get(pool_class) or type(f"Fair{pool_class.__name__}", (Fair, pool_class), {"__module__": __name__})
 
 
 @cache
 def _fair_manager(manager_class: type) -> type:
     if issubclass(manager_class, FairManager):
         return manager_class
-    return type(f"Fair{manager_class.__name__}", (FairManager, manager_class), {})
+    return type(f"Fair{manager_class.__name__}", (FairManager, manager_class), {"__module__": __name__})
 
 
 @cache
 def _released(response_class: type) -> type:
     if issubclass(response_class, _Released):
         return response_class
-    return type(response_class.__name__, (_Released, response_class), {})
+    return type(response_class.__name__, (_Released, response_class), {"__module__": __name__})
 
 
 def _close_idle(connections: Connections) -> None:
