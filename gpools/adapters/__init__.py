@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpools.adapters.http import HttpPool
+    from gpools.adapters.keyed_http import KeyedHttpPool
     from gpools.adapters.redis import RedisPool
     from gpools.adapters.requests import FairHTTPAdapter
     from gpools.adapters.urllib3 import (
@@ -23,6 +24,7 @@ __all__ = [
     "FairPoolManager",
     "FairProxyManager",
     "HttpPool",
+    "KeyedHttpPool",
     "RedisPool",
 ]
 
@@ -33,6 +35,7 @@ _MODULES = {
     "FairPoolManager": "urllib3",
     "FairProxyManager": "urllib3",
     "HttpPool": "http",
+    "KeyedHttpPool": "keyed_http",
     "RedisPool": "redis",
 }
 

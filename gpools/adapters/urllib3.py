@@ -332,14 +332,18 @@ def _fair(pool_class: type) -> type:
         HTTPConnectionPool: FairHTTPConnectionPool,
         HTTPSConnectionPool: FairHTTPSConnectionPool,
     }
-    return made.get(pool_class) or type(f"Fair{pool_class.__name__}", (Fair, pool_class), {"__module__": __name__})
+    return made.get(pool_class) or type(
+        f"Fair{pool_class.__name__}", (Fair, pool_class), {"__module__": __name__}
+    )
 
 
 @cache
 def _fair_manager(manager_class: type) -> type:
     if issubclass(manager_class, FairManager):
         return manager_class
-    return type(f"Fair{manager_class.__name__}", (FairManager, manager_class), {"__module__": __name__})
+    return type(
+        f"Fair{manager_class.__name__}", (FairManager, manager_class), {"__module__": __name__}
+    )
 
 
 @cache
