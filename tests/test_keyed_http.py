@@ -84,7 +84,7 @@ def ask(pool, hosts, n):
     return hosts.url(n) == f"http://{body.decode()[:-1]}:{hosts.server.server_port}/"
 
 
-def test_10000_hosts_leave_bounded_memory_and_sockets(hosts, keyed, monkeypatch):
+def test_thousands_of_hosts_leave_bounded_memory_and_sockets(hosts, keyed, monkeypatch):
     # The addresses are numbers: a thread for each would take most of the time.
     monkeypatch.setattr(gevent.socket, "getaddrinfo", socket.getaddrinfo)
     pool = keyed(max_size=20, max_per_host=2)
@@ -106,10 +106,10 @@ def test_10000_hosts_leave_bounded_memory_and_sockets(hosts, keyed, monkeypatch)
         gc.collect()
         return len(gc.get_objects())
 
-    before = crowd(0, 500)
-    after = crowd(500, 10_000)
+    before = crowd(0, 500)  # with 10,000 it takes half a minute, and ends the same
+    after = crowd(500, 2500)
     assert wrong == []
-    assert hosts.accepted >= 10_000
+    assert hosts.accepted >= 2500
     assert pool.size == len(pool.pools()) == 20
     assert most_pools <= 20 + 30  # those with an item, and those with somebody in line
     assert hosts.peak <= 20 + 30  # the server may see a close late
