@@ -234,11 +234,16 @@ def test_a_response_dropped_unread_gives_its_slot_back(http_server, manager, rea
     assert http_server.stats()["accepted"] == 2
 
 
-def test_urllib3s_own_pool_loses_the_slot_of_a_response_dropped_unread(http_server):
-    """So the test above can fail."""
+@pytest.mark.parametrize("end", ["dropped", "closed"])
+def test_urllib3s_own_pool_loses_the_slot_of_a_response_unread(http_server, end):
+    """So the tests of the same with ours can fail."""
     pool = urllib3.HTTPConnectionPool(http_server.host, http_server.port, block=True, retries=False)
-    pool.request("GET", "/?size=100000", preload_content=False)
-    gc.collect()
+    response = pool.request("GET", "/?size=100000", preload_content=False)
+    if end == "closed":
+        response.close()
+    else:
+        del response
+        gc.collect()
     with pytest.raises(EmptyPoolError):
         pool.request("GET", "/", pool_timeout=0.01)
     pool.close()
@@ -523,6 +528,17 @@ def test_a_pool_in_use_is_not_made_twice(http_server, manager):
     held.close()
     assert waiter.get(timeout=5)["tag"] == "mine"
     assert http_server.stats()["peak"] == 1
+
+
+def test_urllib3s_own_manager_makes_it_twice(http_server):
+    """So the test above can fail."""
+    http = urllib3.PoolManager(num_pools=1, maxsize=1, block=True, retries=False)
+    held = stream(http, http_server, size=100000)
+    http.connection_from_url("http://127.0.0.2:1/")
+    assert ask(http, http_server, tag="mine")["tag"] == "mine"
+    assert http_server.stats()["peak"] == 2
+    held.close()
+    http.connection_from_url(url(http_server)).close()
 
 
 def test_a_forgotten_pool_closes_its_connections(http_server, manager):
