@@ -23,14 +23,23 @@ from gpools.pool import Pool, Token, TokenPool
 from gpools.stats import Listener, Stats
 
 if TYPE_CHECKING:
-    from gpools.adapters import HttpPool, RedisPool
+    from gpools.adapters import (
+        FairHTTPAdapter,
+        FairPoolManager,
+        HttpPool,
+        KeyedHttpPool,
+        RedisPool,
+    )
 
 __all__ = [
     "CoDel",
     "ConnectionPool",
+    "FairHTTPAdapter",
+    "FairPoolManager",
     "Hold",
     "HttpPool",
     "HubWouldBlock",
+    "KeyedHttpPool",
     "KeyedPool",
     "Listener",
     "NotInUse",
@@ -51,7 +60,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Adapters load their client library, so they load on first use.
-    if name in ("HttpPool", "RedisPool"):
+    if name in __all__:
         from gpools import adapters
 
         return getattr(adapters, name)
