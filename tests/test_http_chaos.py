@@ -221,6 +221,7 @@ def test_half_an_exchange_costs_no_slot_and_no_second_post(
 FORKS = """
 from gevent import monkey; monkey.patch_all()
 import os, sys
+from contextlib import suppress
 import gevent, requests
 from gpools.adapters import FairHTTPAdapter, FairPoolManager, HttpPool, KeyedHttpPool
 url = sys.argv[1]
@@ -255,6 +256,9 @@ for child in range(3):
     pid = os.fork()
     if pid == 0:
         answer = work(f"child{child}", 80)
+        # What it inherited leads nowhere.
+        with suppress(OSError):
+            held[1].connection.sock.send(b"GET /?tag=childs HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
         for response in held:
             response.close()
         del held, response
@@ -283,6 +287,7 @@ def test_three_forked_children_at_work(http_server):
         timeout=60,
     )
     assert done.stdout.splitlines() == ["0 0 0", "held held", "{} 3 {}"], done.stderr
+    assert http_server.stats()["requests"] == 40 + 2 + 3 * 160 + 80 + 40
 
 
 def test_a_naive_session_shared_with_children_gives_foreign_answers(http_server):

@@ -13,7 +13,7 @@ import httplib2
 import pytest
 from gevent import Timeout
 
-from gpools import NotInUse, PoolClosed, PoolTimeout
+from gpools import CoDel, NotInUse, PoolClosed, PoolTimeout
 from gpools.adapters import HttpPool, KeyedHttpPool
 from tests.cooperative import cooperative  # noqa: F401
 from tests.waiting import settle, spawn, until
@@ -127,7 +127,7 @@ def test_limits_per_host_and_in_all(hosts, keyed):
 
 
 def test_an_idle_host_is_dropped(hosts, keyed):
-    pool = keyed(max_idle=0.05)
+    pool = keyed(max_idle=1)
     for n in range(5):
         assert ask(pool, hosts, n)
     assert len(pool.pools()) == hosts.open == 5
@@ -231,6 +231,14 @@ def test_get_timeout_and_close(hosts, keyed):
 def test_nonsense_is_refused_at_once(options):
     with pytest.raises((TypeError, ValueError), match=next(iter(options)).replace("per_host", "")):
         KeyedHttpPool(**options)
+
+
+def test_each_host_is_judged_by_a_codel_of_its_own(keyed):
+    pool = keyed(shed=CoDel(target=0.3))
+    with pool.item("http://127.0.0.1:1/"), pool.item("http://127.0.0.2:1/"):
+        one, two = (each._line.shed for each in pool.pools().values())
+    assert one is not two
+    assert one.target == two.target == 0.3
 
 
 def test_request_has_httplib2s_signature(http_server, keyed):

@@ -25,7 +25,7 @@ from urllib3.exceptions import (
 )
 from urllib3.exceptions import ProxyError as Urllib3ProxyError
 
-from gpools import NotInUse, PoolClosed, PoolFull, PoolTimeout, WrongThread
+from gpools import CoDel, NotInUse, PoolClosed, PoolFull, PoolTimeout, WrongThread
 from gpools.adapters import FairHTTPConnectionPool, FairPoolManager, FairProxyManager
 from gpools.adapters._probe import quiet
 from tests.cooperative import cooperative_urllib3  # noqa: F401
@@ -214,8 +214,8 @@ def test_a_half_read_answer_that_is_released_is_read_by_nobody(http_server, prox
     """The rest of it has not come yet, so the socket is quiet."""
     proxy = proxy_to(http_server)
     http = manager()
-    response = stream(http, proxy, size=100000)
-    response.read(10)
+    response = stream(http, proxy, drip=0.05)
+    response.read(1)
     response.release_conn()
     assert ask(http, proxy, tag="mine")["tag"] == "mine"
     assert http_server.stats()["requests"] == 2
@@ -643,6 +643,13 @@ def test_a_listener_hears_of_pools_that_are_used_only(http_server, manager):
     ask(http, http_server)
     settle()
     assert heard == [("created", http_server.url)]
+
+
+def test_each_host_is_judged_by_a_codel_of_its_own(manager):
+    http = manager(shed=CoDel(target=0.3))
+    one, two = (http.connection_from_url(f"http://127.0.0.{n}:1/").pool for n in (1, 2))
+    assert one._line.shed is not two._line.shed
+    assert one._line.shed.target == two._line.shed.target == 0.3
 
 
 # TLS and proxies
