@@ -89,9 +89,8 @@ class Requests(Httplib2):
 
     @property
     def pool(self):
-        adapter = self.front.get_adapter(self.where)
-        request = requests.Request("GET", self.where).prepare()
-        return adapter.get_connection_with_tls_context(request, True).pool
+        (only,) = self.front.get_adapter("http://").poolmanager._alive.values()
+        return only.pool
 
     def fetch(self, url, method):
         return self.front.request(method, url, timeout=self.timeout).content
