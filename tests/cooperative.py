@@ -5,8 +5,9 @@ import gevent.ssl
 import httplib2
 import pytest
 import redis.connection
+import urllib3
 
-__all__ = ["cooperative"]
+__all__ = ["cooperative", "cooperative_urllib3"]
 
 
 @pytest.fixture
@@ -15,3 +16,10 @@ def cooperative(monkeypatch):
     for module in (redis.connection, httplib2):
         monkeypatch.setattr(module, "socket", gevent.socket)
         monkeypatch.setattr(module, "ssl", gevent.ssl)
+
+
+@pytest.fixture
+def cooperative_urllib3(monkeypatch):
+    """Have urllib3, and requests with it, switch greenlets where it waits for a socket."""
+    monkeypatch.setattr(urllib3.util.connection, "socket", gevent.socket)
+    monkeypatch.setattr(urllib3.util.ssl_, "SSLContext", gevent.ssl.SSLContext)

@@ -60,6 +60,13 @@ PRINTS = {
         this is /two
         <HttpPool 1 idle, 0 in use, 0 waiting, max 1>
     """,
+    "keyed_http": """\
+        this is 127.0.0.1 and this is 127.0.0.2
+        <KeyedHttpPool 2 keys, 2 idle, 0 in use, 0 waiting, max 3>
+        300 hosts asked
+        <KeyedHttpPool 3 keys, 3 idle, 0 in use, 0 waiting, max 3>
+        <KeyedHttpPool 0 keys, 0 idle, 0 in use, 0 waiting, max 3>
+    """,
     "keyed_pool": """\
         connect to db1
         ask db1
@@ -107,6 +114,11 @@ PRINTS = {
         TWO
         an answer was not read: <SocketPool 0 idle, 0 in use, 0 waiting, max 1>
         FOUR
+    """,
+    "requests_adapter": """\
+        HTTPAdapter: more connections
+        FairHTTPAdapter: 5 connections
+        PoolTimeout
     """,
     "subclassing": """\
         ann@db1 session 1

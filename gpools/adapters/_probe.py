@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+from http.client import HTTPConnection
 
 from gevent.monkey import get_original
 
@@ -26,6 +27,16 @@ def quiet(sock: socket.socket) -> bool:
     if not poller.poll(0):
         return not (tls and sock.pending())  # type: ignore[attr-defined]  # read, but by nobody
     return tls and _only_tickets(sock)
+
+
+def between_requests(connection: HTTPConnection) -> bool:
+    """Tell whether a connection has answered all that it was asked, and is still good if open."""
+    # http.client knows, but keeps it to itself.
+    response = getattr(connection, "_HTTPConnection__response", None)
+    state = getattr(connection, "_HTTPConnection__state", None)
+    if state != "Idle" or not (response is None or response.isclosed()):
+        return False
+    return connection.sock is None or quiet(connection.sock)
 
 
 def _only_tickets(sock: socket.socket) -> bool:

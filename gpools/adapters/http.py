@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import httplib2
 
 from gpools.adapters._half_open import close_half_open
-from gpools.adapters._probe import quiet
+from gpools.adapters._probe import between_requests, quiet
 from gpools.connection import ConnectionPool, split_settings
 
 __all__ = ["HttpPool"]
@@ -96,7 +96,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         self._http.restore(item)
         terms = _terms(item)
         for connection in list(item.connections.values()):
-            if not _between_requests(connection) or getattr(connection, "terms", None) != terms:
+            if not between_requests(connection) or getattr(connection, "terms", None) != terms:
                 _drop(item, connection)
 
     def destroy(self, item: httplib2.Http) -> None:
@@ -314,13 +314,3 @@ def _drop(http: httplib2.Http, connection: HTTPConnection) -> None:
     for key, other in list(http.connections.items()):
         if other is connection:
             del http.connections[key]
-
-
-def _between_requests(connection: HTTPConnection) -> bool:
-    """Tell whether a connection has answered all that it was asked, and is still good if open."""
-    # http.client knows, but keeps it to itself.
-    response = getattr(connection, "_HTTPConnection__response", None)
-    state = getattr(connection, "_HTTPConnection__state", None)
-    if state != "Idle" or not (response is None or response.isclosed()):
-        return False
-    return connection.sock is None or quiet(connection.sock)
