@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from copy import copy
-from functools import cache
 from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,30 +12,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gpools.adapters._half_open import close_half_open
+from gpools.adapters._redis_connection import NO_NOTICES, tracked
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
 __all__ = ["RedisPool"]
 
-try:
-    from redis.maint_notifications import MaintNotificationsConfig
-except ImportError:  # redis-py before 6.4
-    _NO_NOTICES = None
-else:
-    # A notice that nobody asked for would look like a stray reply.
-    _NO_NOTICES = MaintNotificationsConfig(enabled=False)
-
 _DEFAULT_RETRY = signature(redis.Redis).parameters["retry"].default
-
-# Commands that leave something behind on the connection, and those that undo it.
-_LEAVES = frozenset(
-    """AUTH HELLO SELECT READONLY READWRITE ASKING MONITOR RESET QUIT SYNC PSYNC REPLCONF
-    SUBSCRIBE PSUBSCRIBE SSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE SUNSUBSCRIBE""".split()  # noqa: SIM905
-)
-_CLIENT_READS = frozenset(
-    "LIST INFO ID GETNAME GETREDIR KILL PAUSE UNPAUSE UNBLOCK HELP".split()  # noqa: SIM905
-)
 
 
 class RedisPool(ConnectionPool["redis.Redis"]):
@@ -118,8 +100,8 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         )
 
     def _filenos(self, item: redis.Redis) -> list[int]:
-        sock = _only(item).connection._sock
-        return [] if sock is None else [sock.fileno()]
+        filenos: list[int] = _only(item).connection.filenos()
+        return filenos
 
     def _adopt(self, item: redis.Redis) -> None:
         if not isinstance(item.connection_pool, OneConnection):
@@ -143,8 +125,8 @@ class _Clients:
                 raise TypeError(
                     f"{taken} cannot be given: each client has one connection of its own"
                 )
-        if _NO_NOTICES is not None:
-            options.setdefault("maint_notifications_config", _NO_NOTICES)
+        if NO_NOTICES is not None:
+            options.setdefault("maint_notifications_config", NO_NOTICES)
         if not options.keys() & {"retry", "retry_on_error", "retry_on_timeout"}:
             options["retry"] = Retry(NoBackoff(), 0)
         if url is None:
@@ -183,16 +165,16 @@ class OneConnection(redis.ConnectionPool):
         if getattr(model, "cache", None) is not None:
             raise TypeError("client-side caching is not supported: each client would have its own")
         kwargs = {**model.connection_kwargs, **changed}
-        if _NO_NOTICES is not None:
+        if NO_NOTICES is not None:
             kwargs.pop("maint_notifications_pool_handler", None)  # it acts on the model
             asked = kwargs.get("maint_notifications_config")
             if asked is None or asked.enabled == "auto":
-                kwargs["maint_notifications_config"] = _NO_NOTICES
-        return cls(connection_class=_tracked(model.connection_class), max_connections=1, **kwargs)
+                kwargs["maint_notifications_config"] = NO_NOTICES
+        return cls(connection_class=tracked(model.connection_class), max_connections=1, **kwargs)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.connection: Any = self.make_connection()  # a _Tracked; None once passed on
+        self.connection: Any = self.make_connection()  # a Tracked; None once passed on
         self.taken = False
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
@@ -242,17 +224,14 @@ class OneConnection(redis.ConnectionPool):
 
     def retire(self) -> None:
         """Close the connection; nobody can open it again."""
-        self.connection.retired = True
-        self.connection.disconnect()
+        self.connection.retire()
 
     def refuse_if_used_up(self) -> None:
         """Raise `PoolError` unless the connection is as it was when it was made."""
         if self.taken:
             raise PoolError("a pipeline, a pubsub or a monitor still has the connection")
-        if self.connection.owed:
-            raise PoolError(f"{self.connection.owed} replies were not read")
-        if self.connection.left:
-            raise PoolError(f"{', '.join(sorted(self.connection.left))} left its mark")
+        if self.connection.blemish:
+            raise PoolError(self.connection.blemish)
 
 
 def _without_default_retry(pool: redis.ConnectionPool) -> dict[str, Any]:
@@ -269,113 +248,3 @@ def _only(client: redis.Redis) -> OneConnection:
     if not isinstance(pool, OneConnection):
         raise PoolError("somebody gave a pooled client another connection pool")
     return pool
-
-
-class _Tracked:
-    """Mixed into redis-py's connections: knows what its user left behind on it."""
-
-    retired = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.owed = 0  # replies that nobody has read yet
-        self.left: set[str] = set()  # commands whose effect is still there
-        self._shaking_hands = False  # what is sent now is no user's
-        super().__init__(*args, **kwargs)
-
-    @property
-    def open(self) -> bool:
-        return self._sock is not None  # type: ignore[attr-defined]
-
-    def connect(self) -> None:
-        if not self.open:
-            self._shake_hands(super().connect)  # type: ignore[misc]
-
-    def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
-        if not self.open:
-            self._shake_hands(super().connect_check_health, *args, **kwargs)  # type: ignore[misc]
-
-    def _shake_hands(self, connect: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        outer, self._shaking_hands = self._shaking_hands, True
-        try:
-            connect(*args, **kwargs)
-        except BaseException:
-            # Failed or killed half way; redis-py closes it only after its own errors.
-            self._shaking_hands = outer
-            self.disconnect()
-            raise
-        self._shaking_hands = outer
-
-    def _connect(self) -> Any:
-        if self.retired:
-            raise redis.ConnectionError("the pool has closed this connection for good")
-        try:
-            return super()._connect()  # type: ignore[misc]
-        except BaseException as error:
-            close_half_open(self, error)
-            raise
-
-    def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        if not self._shaking_hands:
-            self.owed = 0
-            self.left.clear()
-        super().disconnect(*args, **kwargs)  # type: ignore[misc]
-
-    def send_command(self, *args: Any, **kwargs: Any) -> None:
-        packed = self.pack_command(*args)  # type: ignore[attr-defined]
-        self._note(args)  # not of what cannot be packed: it is not sent
-        self.send_packed_command(  # type: ignore[attr-defined]
-            packed, check_health=kwargs.get("check_health", True)
-        )
-
-    def pack_commands(self, commands: Iterable[Any]) -> Any:
-        commands = list(commands)
-        packed = super().pack_commands(commands)  # type: ignore[misc]
-        for command in commands:
-            self._note(command)
-        return packed
-
-    def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            reply = super().read_response(*args, **kwargs)  # type: ignore[misc]
-        except redis.ResponseError:
-            self._read_one()
-            raise
-        self._read_one()
-        return reply
-
-    def _read_one(self) -> None:
-        if not self._shaking_hands:
-            self.owed -= 1
-
-    def _note(self, command: Sequence[Any]) -> None:
-        if self._shaking_hands:
-            return
-        self.owed += 1
-        # redis-py takes "CLIENT SETNAME" and "SELECT 3" for two words, too.
-        words = [*_word(command[0]).split(), *map(_word, command[1:2])]
-        name = words[0] if words else ""
-        if name in _LEAVES:
-            self.left.add(name)
-        elif name == "CLIENT":
-            if words[1:2] and words[1] not in _CLIENT_READS:
-                self.left.add(" ".join(words[:2]))
-        elif name in ("MULTI", "WATCH"):
-            self.left.add(name)
-        elif name in ("EXEC", "DISCARD"):
-            if "MULTI" in self.left:  # else it is an error, and ends no WATCH
-                self.left -= {"MULTI", "WATCH"}
-        elif name == "UNWATCH":
-            self.left.discard("WATCH")
-
-
-def _word(argument: Any) -> str:
-    if isinstance(argument, bytes):
-        argument = argument.decode("latin-1")
-    return str(argument).upper()
-
-
-@cache
-def _tracked(connection_class: type) -> type:
-    if issubclass(connection_class, _Tracked):
-        return connection_class
-    return type(f"Pooled{connection_class.__name__}", (_Tracked, connection_class), {})
