@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache
+from socket import SHUT_RDWR
 from typing import Any
 
 import redis
@@ -57,6 +60,17 @@ class Tracked:
         self.retired = True
         self.disconnect()
 
+    def hang_up(self) -> None:
+        """Close it, or have whoever waits for a reply on it find it closed."""
+        sock = self._sock  # type: ignore[attr-defined]
+        if sock is None or not self.blemish:
+            self.disconnect()
+            return
+        # A socket that is closed under a greenlet which waits for it raises what
+        # redis-py does not catch.
+        with suppress(OSError):
+            sock.shutdown(SHUT_RDWR)
+
     def filenos(self) -> list[int]:
         sock = self._sock  # type: ignore[attr-defined]
         return [] if sock is None else [sock.fileno()]
@@ -96,6 +110,11 @@ class Tracked:
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
+        if args[0] == "UNWATCH" and (not self.open or _in_destructor()):
+            # A pipeline's reset.  It would connect anew to say so, or wait in a
+            # destructor, where kills are swallowed; after this error it closes the
+            # connection instead.
+            raise redis.ConnectionError("nothing is watched on a closed connection")
         packed = self.pack_command(*args)  # type: ignore[attr-defined]
         self._note(args)  # not of what cannot be packed: it is not sent
         self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
@@ -151,6 +170,11 @@ class Tracked:
                 self.left -= {"MULTI", "WATCH"}
         elif name == "UNWATCH":
             self.left.discard("WATCH")
+
+
+def _in_destructor() -> bool:
+    """Tell whether the caller of whoever sends this command is a destructor."""
+    return sys._getframe(3).f_code.co_name == "__del__"
 
 
 def _word(argument: Any) -> str:

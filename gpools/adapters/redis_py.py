@@ -164,7 +164,7 @@ class FairConnectionPool(redis.ConnectionPool):
             connections.drop_idle()
             if inuse_connections:
                 for connection in self._in_use_connections:
-                    connection.disconnect()
+                    connection.hang_up()
             self._record_counts()
 
     def reset(self) -> None:
