@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 from weakref import ref
 
 import redis
@@ -30,7 +30,7 @@ from gpools.errors import (
     PoolUnavailable,
 )
 
-__all__ = ["FairConnectionPool", "FairSentinelConnectionPool"]
+__all__ = ["FairConnectionPool", "FairSentinelConnectionPool", "SharedConnectionPool"]
 
 try:
     from redis.observability.attributes import ConnectionState, get_pool_name
@@ -44,6 +44,8 @@ except ImportError:  # redis-py before 7.2
 else:
     _RECORDS = True
 
+
+Self = TypeVar("Self", bound="FairConnectionPool")
 
 try:
     from redis import event
@@ -167,6 +169,16 @@ class FairConnectionPool(redis.ConnectionPool):
                     connection.hang_up()
             self._record_counts()
 
+    def close(self) -> None:
+        """Close all connections; the pool can be used again, as redis-py's can."""
+        self.disconnect()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def reset(self) -> None:
         """Let all connections go: idle ones now, those in use when they come back."""
         connections = getattr(self, "connections", None)
@@ -236,6 +248,24 @@ class FairConnectionPool(redis.ConnectionPool):
             record_connection_count(name, ConnectionState.IDLE, idle - was_idle)
         if used != was_used:
             record_connection_count(name, ConnectionState.USED, used - was_used)
+
+
+class SharedConnectionPool(FairConnectionPool):
+    """The same, but `from_url` gives one and the same pool for the same URL and options.
+
+    For programs that ask for a pool again in each greenlet, as Django does in its
+    own redis cache: they would have as many connections as greenlets.
+    """
+
+    _shared: ClassVar[dict[tuple[object, ...], Any]] = {}
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Any:
+        """Return the pool for *url* and these options, made when first asked for."""
+        key = (cls, url, *sorted((name, repr(value)) for name, value in options.items()))
+        if key not in cls._shared:
+            cls._shared.setdefault(key, super().from_url(url, **options))
+        return cls._shared[key]
 
 
 class FairSentinelConnectionPool(FairConnectionPool, SentinelConnectionPool):
