@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
 from gpools.adapters._redis_connection import NO_NOTICES, tracked
@@ -31,7 +32,8 @@ class RedisPool(ConnectionPool["redis.Redis"]):
             client.incr("visits")
 
     Give a *url* or the keyword arguments of `redis.Redis`; with a *url* they
-    are added to it.  The other parameters are those of `ConnectionPool`.
+    are added to it.  The other parameters are those of `ConnectionPool`; in a *url*
+    *max_size* is ``max_connections`` and *timeout* has its own name, and both win.
 
     A client is connected when it is made.  A pipeline that watches, a pubsub or
     a monitor takes its one connection, as long as it lasts; take a second item
@@ -59,6 +61,10 @@ class RedisPool(ConnectionPool["redis.Redis"]):
     ) -> None:
         settings, redis_options = split_settings(options)
         self._redis = _Clients(url, redis_options)
+        if self._redis.max_connections is not None:
+            max_size = self._redis.max_connections
+        if self._redis.timeout is not None:
+            settings["timeout"] = self._redis.timeout
         settings.setdefault("check_timeout", None)  # check() does not wait
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
@@ -129,10 +135,15 @@ class _Clients:
             options.setdefault("maint_notifications_config", NO_NOTICES)
         if not options.keys() & {"retry", "retry_on_error", "retry_on_timeout"}:
             options["retry"] = Retry(NoBackoff(), 0)
+        # What a URL says of redis-py's own pools holds for this one.
+        self.max_connections: int | None = None
+        self.timeout: float | None = None
         if url is None:
             self.model = redis.Redis(**options).connection_pool
         else:
+            self.max_connections = parse_url(url).get("max_connections")  # type: ignore[no-untyped-call]
             self.model = redis.ConnectionPool.from_url(url, **options)
+            self.timeout = self.model.connection_kwargs.pop("timeout", None)
         self.connection_pool()  # for its complaints; it does not connect
         # What each client was like when it was made: its attributes and callbacks.
         self.made: WeakKeyDictionary[redis.Redis, tuple[dict[str, Any], dict[Any, Any]]]
