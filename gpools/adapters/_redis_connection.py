@@ -172,6 +172,12 @@ class Tracked:
             self.left.discard("WATCH")
 
 
+def address(options: dict[str, Any]) -> str:
+    """Name a server by the *options* of its connections, without its password."""
+    place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    return f"{place}/{options.get('db') or 0}"
+
+
 def _in_destructor() -> bool:
     """Tell whether the caller of whoever sends this command is a destructor."""
     return sys._getframe(3).f_code.co_name == "__del__"

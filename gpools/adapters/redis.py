@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from gpools.adapters._redis_connection import NO_NOTICES, tracked
+from gpools.adapters._redis_connection import NO_NOTICES, address, tracked
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -143,7 +143,9 @@ class _Clients:
         else:
             self.max_connections = parse_url(url).get("max_connections")  # type: ignore[no-untyped-call]
             self.model = redis.ConnectionPool.from_url(url, **options)
-            self.timeout = self.model.connection_kwargs.pop("timeout", None)
+            timeout = self.model.connection_kwargs.pop("timeout", None)
+            if timeout is not None:  # not yet a number with redis-py before 5.0.2
+                self.timeout = float(timeout)
         self.connection_pool()  # for its complaints; it does not connect
         # What each client was like when it was made: its attributes and callbacks.
         self.made: WeakKeyDictionary[redis.Redis, tuple[dict[str, Any], dict[Any, Any]]]
@@ -187,6 +189,9 @@ class OneConnection(redis.ConnectionPool):
         super().__init__(**kwargs)
         self.connection: Any = self.make_connection()  # a Tracked; None once passed on
         self.taken = False
+
+    def __repr__(self) -> str:  # redis-py's shows the password, before 7.0
+        return f"<{type(self).__name__} {address(self.connection_kwargs)}>"
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Take the connection, connected; refuse while somebody has it."""

@@ -19,7 +19,7 @@ import redis
 from redis.connection import to_bool
 from redis.sentinel import SentinelConnectionPool
 
-from gpools.adapters._redis_connection import NO_NOTICES, tracked
+from gpools.adapters._redis_connection import NO_NOTICES, address, tracked
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import (
     NotInUse,
@@ -105,11 +105,13 @@ class FairConnectionPool(redis.ConnectionPool):
             connection_options.setdefault("maint_notifications_config", NO_NOTICES)
         if connection_class is not None:
             connection_options["connection_class"] = connection_class
+        if isinstance(timeout, str):  # from a URL, of redis-py before 5.0.2
+            timeout = float(_convert("timeout", timeout))
         # How long callers wait, in seconds; None: for ever.
         self.timeout = timeout
         self._recorded = (0, 0)  # idle and used connections, as redis-py's metrics know them
         super().__init__(max_connections=max_connections or 50, **connection_options)
-        settings.setdefault("name", _address(self.connection_kwargs))
+        settings.setdefault("name", address(self.connection_kwargs))
         self.make_connection()  # for its complaints; it does not connect
         self.connections: Connections = Connections(
             ref(self), max_size=max_connections or 50, timeout=timeout, **_converted(settings)
@@ -128,7 +130,8 @@ class FairConnectionPool(redis.ConnectionPool):
         try:
             connection = self.connections.get(timeout=self.timeout)
         except (PoolTimeout, PoolFull) as error:
-            raise redis.exceptions.MaxConnectionsError(str(error)) from error
+            text = str(error).replace("max_size", "max_connections")
+            raise redis.exceptions.MaxConnectionsError(text) from error
         except (PoolClosed, PoolUnavailable) as error:
             raise redis.ConnectionError(str(error)) from error
         finally:
@@ -347,12 +350,6 @@ def _notices(connection: Any) -> bool:
     """Tell whether the server may send maintenance notifications on *connection*."""
     config = getattr(connection, "maint_notifications_config", None)
     return config is not None and bool(config.enabled) and connection.get_protocol() in (3, "3")
-
-
-def _address(options: dict[str, Any]) -> str:
-    """Name a server, without its password."""
-    place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-    return f"{options.get('service_name', place)}/{options.get('db') or 0}"
 
 
 _INSTEAD = {
