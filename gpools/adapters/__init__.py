@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpools.adapters.http import HttpPool
     from gpools.adapters.redis import RedisPool
+    from gpools.adapters.redis_py import FairConnectionPool
 
-__all__ = ["HttpPool", "RedisPool"]
+__all__ = ["FairConnectionPool", "HttpPool", "RedisPool"]
 
-_MODULES = {"HttpPool": "http", "RedisPool": "redis"}
+_MODULES = {"FairConnectionPool": "redis_py", "HttpPool": "http", "RedisPool": "redis"}
 
 
 def __getattr__(name: str) -> object:
