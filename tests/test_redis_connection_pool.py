@@ -534,7 +534,7 @@ def test_storm_of_kills_on_tagged_commands(redis_server, fair, protocol):
                     foreign.append((tag, answer))
 
     names, users = iter(range(100_000)), []
-    while answers < 2000 or interrupted < 300:
+    while answers < 1500 or interrupted < 200:
         users = [user for user in users if not user.ready()]
         users += [spawn(user, next(names)) for _ in range(20 - len(users))]
         gevent.sleep(0.001)
@@ -554,6 +554,12 @@ def test_storm_of_kills_on_tagged_commands(redis_server, fair, protocol):
 # What never comes back
 
 
+# Before that, a refused CLIENT SETINFO left a reference cycle.
+NO_CYCLES = pytest.mark.skipif(
+    tuple(map(int, redis.__version__.split(".")[:3])) < (5, 0, 2),
+    reason="this redis-py leaves cycles, and connections are collected later",
+)
+
 LOST = {
     "a connection": lambda client: client.connection_pool.get_connection(),
     "a pubsub": lambda client: client.pubsub().subscribe("channel"),
@@ -567,6 +573,7 @@ LOST = {
 
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("lost", LOST)
+@NO_CYCLES
 def test_a_slot_comes_back_when_its_connection_is_collected(redis_server, fair, lost, protocol):
     client = fair(redis_server, protocol=protocol)
     gc.disable()  # counting references is enough
@@ -580,6 +587,7 @@ def test_a_slot_comes_back_when_its_connection_is_collected(redis_server, fair, 
     whole(client, redis_server)
 
 
+@NO_CYCLES
 def test_a_watching_pipeline_that_is_collected_sends_nothing(redis_server, proxy_to, fair):
     """It said UNWATCH and waited for the reply, in a destructor, where a kill is swallowed."""
     proxy = proxy_to(redis_server)
@@ -644,9 +652,9 @@ def test_what_is_not_out_is_ignored(redis_server, fair, whose):
         pool.release(connection)
         pool.release(connection)
     else:
-        stranger = other.connection_pool.get_connection()
-        if whose == "redis-py's":
-            stranger = redis.Connection(host=redis_server.host, port=redis_server.port)
+        stranger = redis.Connection(host=redis_server.host, port=redis_server.port)
+        if whose == "another pool's":
+            stranger = other.connection_pool.get_connection()
         pool.release(stranger)
         other.connection_pool.release(stranger)
         stranger.disconnect()
@@ -796,6 +804,7 @@ def test_closing_a_client_leaves_the_pool_to_the_others(redis_server, fair):
     assert len(clients(redis_server)) == 1
 
 
+@pytest.mark.skipif(not hasattr(redis.Redis, "from_pool"), reason="redis-py before 5.0.1")
 def test_a_client_from_pool_closes_the_connections(redis_server, fair):
     pool = fair(redis_server).connection_pool
     with closing(redis.Redis.from_pool(pool)) as client:
@@ -829,6 +838,7 @@ def test_a_released_connection_cannot_be_opened_again(redis_server, fair):
     whole(client, redis_server)
 
 
+@NO_CYCLES
 def test_a_dropped_pool_is_gone_at_once(redis_server):
     pool = FairConnectionPool.from_url(redis_server.url)
     redis.Redis(connection_pool=pool).ping()

@@ -356,5 +356,5 @@ def test_a_url_may_say_how_many_and_how_long():
     with RedisPool("redis://127.0.0.1:1/0?max_connections=3&timeout=0.5", max_size=2) as pool:
         assert pool.max_size == 3
         assert pool._book.timeout == 0.5
-    with pytest.raises(ValueError, match="timeout"):
+    with pytest.raises(ValueError, match="timeout"):  # redis-py's word or ours
         RedisPool("redis://127.0.0.1:1/0?timeout=soon")

@@ -178,6 +178,14 @@ def address(options: dict[str, Any]) -> str:
     return f"{place}/{options.get('db') or 0}"
 
 
+def number_in_url(name: str, value: str | float) -> float:
+    """Make a number of a *value*, which some versions of redis-py leave as it stands in a URL."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {value!r}") from None
+
+
 def _in_destructor() -> bool:
     """Tell whether the caller of whoever sends this command is a destructor."""
     return sys._getframe(3).f_code.co_name == "__del__"

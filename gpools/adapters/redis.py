@@ -13,7 +13,12 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from gpools.adapters._redis_connection import NO_NOTICES, address, tracked
+from gpools.adapters._redis_connection import (
+    NO_NOTICES,
+    address,
+    number_in_url,
+    tracked,
+)
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -115,7 +120,8 @@ class RedisPool(ConnectionPool["redis.Redis"]):
                 raise PoolError("create() returned a client with single_connection_client set")
             former = item.connection_pool
             item.connection_pool = OneConnection.like(former, **_without_default_retry(former))
-            if item.auto_close_connection_pool:  # nobody else has it; it may have connected
+            # Where nobody else has the former one, it may have connected.
+            if getattr(item, "auto_close_connection_pool", False):  # redis-py from 5.0.1 on
                 former.disconnect()
             item.auto_close_connection_pool = False
         self._redis.remember(item)
@@ -144,8 +150,8 @@ class _Clients:
             self.max_connections = parse_url(url).get("max_connections")  # type: ignore[no-untyped-call]
             self.model = redis.ConnectionPool.from_url(url, **options)
             timeout = self.model.connection_kwargs.pop("timeout", None)
-            if timeout is not None:  # not yet a number with redis-py before 5.0.2
-                self.timeout = float(timeout)
+            if timeout is not None:
+                self.timeout = number_in_url("timeout", timeout)
         self.connection_pool()  # for its complaints; it does not connect
         # What each client was like when it was made: its attributes and callbacks.
         self.made: WeakKeyDictionary[redis.Redis, tuple[dict[str, Any], dict[Any, Any]]]

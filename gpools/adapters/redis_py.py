@@ -19,7 +19,12 @@ import redis
 from redis.connection import to_bool
 from redis.sentinel import SentinelConnectionPool
 
-from gpools.adapters._redis_connection import NO_NOTICES, address, tracked
+from gpools.adapters._redis_connection import (
+    NO_NOTICES,
+    address,
+    number_in_url,
+    tracked,
+)
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import (
     NotInUse,
@@ -105,8 +110,8 @@ class FairConnectionPool(redis.ConnectionPool):
             connection_options.setdefault("maint_notifications_config", NO_NOTICES)
         if connection_class is not None:
             connection_options["connection_class"] = connection_class
-        if isinstance(timeout, str):  # from a URL, of redis-py before 5.0.2
-            timeout = float(_convert("timeout", timeout))
+        if isinstance(timeout, str):
+            timeout = number_in_url("timeout", timeout)
         # How long callers wait, in seconds; None: for ever.
         self.timeout = timeout
         self._recorded = (0, 0)  # idle and used connections, as redis-py's metrics know them
@@ -370,12 +375,7 @@ def _converted(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert(name: str, value: str) -> Any:
-    kind: Callable[[Any], Any] = float
-    if name in ("min_size", "max_waiting", "max_creating"):
-        kind = int
-    elif name in ("order_as_stack", "count_holds"):
-        kind = to_bool
-    try:
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"{name} must be a number, not {value!r}") from None
+    if name in ("order_as_stack", "count_holds"):
+        return to_bool(value)  # type: ignore[no-untyped-call]
+    number = number_in_url(name, value)
+    return int(number) if number.is_integer() else number
