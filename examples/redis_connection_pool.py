@@ -36,6 +36,3 @@ with redis_url() as url, FairConnectionPool.from_url(url, max_connections=2, nam
         client.ping()
     except redis.ConnectionError as error:
         print(str(error).partition(";")[0])
-    for connection in held:
-        pool.release(connection)
-    print("in the end:", pool)

@@ -94,7 +94,6 @@ PRINTS = {
         after a Timeout: <FairConnectionPool 'app' 1 idle, 0 in use, 0 waiting, max 2>
         after a lost pubsub: <FairConnectionPool 'app' 0 idle, 0 in use, 0 waiting, max 2>
         no item of 'app' came free within 0.1 s (2 of 2 in use, 0 still waiting
-        in the end: <FairConnectionPool 'app' 2 idle, 0 in use, 0 waiting, max 2>
     """,
     "redis_pool": """\
         visits: 20
