@@ -101,6 +101,13 @@ PRINTS = {
         the server accepts a connection
         ONE TWO THREE
     """,
+    "redis_connection_pool": """\
+        visits: 50
+        fifty greenlets: <FairConnectionPool 'app' 2 idle, 0 in use, 0 waiting, max 2>
+        after a Timeout: <FairConnectionPool 'app' 1 idle, 0 in use, 0 waiting, max 2>
+        after a lost pubsub: <FairConnectionPool 'app' 0 idle, 0 in use, 0 waiting, max 2>
+        no item of 'app' came free within 0.1 s (2 of 2 in use, 0 still waiting
+    """,
     "redis_pool": """\
         visits: 20
         after a Timeout: <RedisPool 0 idle, 0 in use, 0 waiting, max 1>

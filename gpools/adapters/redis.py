@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from copy import copy
-from functools import cache
 from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
-from gpools.adapters._half_open import close_half_open
+from gpools.adapters._redis_connection import (
+    NO_NOTICES,
+    address,
+    number_in_url,
+    tracked,
+)
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
 __all__ = ["RedisPool"]
 
-try:
-    from redis.maint_notifications import MaintNotificationsConfig
-except ImportError:  # redis-py before 6.4
-    _NO_NOTICES = None
-else:
-    # A notice that nobody asked for would look like a stray reply.
-    _NO_NOTICES = MaintNotificationsConfig(enabled=False)
-
 _DEFAULT_RETRY = signature(redis.Redis).parameters["retry"].default
-
-# Commands that leave something behind on the connection, and those that undo it.
-_LEAVES = frozenset(
-    """AUTH HELLO SELECT READONLY READWRITE ASKING MONITOR RESET QUIT SYNC PSYNC REPLCONF
-    SUBSCRIBE PSUBSCRIBE SSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE SUNSUBSCRIBE""".split()  # noqa: SIM905
-)
-_CLIENT_READS = frozenset(
-    "LIST INFO ID GETNAME GETREDIR KILL PAUSE UNPAUSE UNBLOCK HELP".split()  # noqa: SIM905
-)
 
 
 class RedisPool(ConnectionPool["redis.Redis"]):
@@ -49,7 +37,8 @@ class RedisPool(ConnectionPool["redis.Redis"]):
             client.incr("visits")
 
     Give a *url* or the keyword arguments of `redis.Redis`; with a *url* they
-    are added to it.  The other parameters are those of `ConnectionPool`.
+    are added to it.  The other parameters are those of `ConnectionPool`; in a *url*
+    *max_size* is ``max_connections`` and *timeout* has its own name, and both win.
 
     A client is connected when it is made.  A pipeline that watches, a pubsub or
     a monitor takes its one connection, as long as it lasts; take a second item
@@ -77,6 +66,10 @@ class RedisPool(ConnectionPool["redis.Redis"]):
     ) -> None:
         settings, redis_options = split_settings(options)
         self._redis = _Clients(url, redis_options)
+        if self._redis.max_connections is not None:
+            max_size = self._redis.max_connections
+        if self._redis.timeout is not None:
+            settings["timeout"] = self._redis.timeout
         settings.setdefault("check_timeout", None)  # check() does not wait
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
@@ -118,8 +111,8 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         )
 
     def _filenos(self, item: redis.Redis) -> list[int]:
-        sock = _only(item).connection._sock
-        return [] if sock is None else [sock.fileno()]
+        filenos: list[int] = _only(item).connection.filenos()
+        return filenos
 
     def _adopt(self, item: redis.Redis) -> None:
         if not isinstance(item.connection_pool, OneConnection):
@@ -127,7 +120,8 @@ class RedisPool(ConnectionPool["redis.Redis"]):
                 raise PoolError("create() returned a client with single_connection_client set")
             former = item.connection_pool
             item.connection_pool = OneConnection.like(former, **_without_default_retry(former))
-            if item.auto_close_connection_pool:  # nobody else has it; it may have connected
+            # Where nobody else has the former one, it may have connected.
+            if getattr(item, "auto_close_connection_pool", False):  # redis-py from 5.0.1 on
                 former.disconnect()
             item.auto_close_connection_pool = False
         self._redis.remember(item)
@@ -143,14 +137,21 @@ class _Clients:
                 raise TypeError(
                     f"{taken} cannot be given: each client has one connection of its own"
                 )
-        if _NO_NOTICES is not None:
-            options.setdefault("maint_notifications_config", _NO_NOTICES)
+        if NO_NOTICES is not None:
+            options.setdefault("maint_notifications_config", NO_NOTICES)
         if not options.keys() & {"retry", "retry_on_error", "retry_on_timeout"}:
             options["retry"] = Retry(NoBackoff(), 0)
+        # What a URL says of redis-py's own pools holds for this one.
+        self.max_connections: int | None = None
+        self.timeout: float | None = None
         if url is None:
             self.model = redis.Redis(**options).connection_pool
         else:
+            self.max_connections = parse_url(url).get("max_connections")  # type: ignore[no-untyped-call]
             self.model = redis.ConnectionPool.from_url(url, **options)
+            timeout = self.model.connection_kwargs.pop("timeout", None)
+            if timeout is not None:
+                self.timeout = number_in_url("timeout", timeout)
         self.connection_pool()  # for its complaints; it does not connect
         # What each client was like when it was made: its attributes and callbacks.
         self.made: WeakKeyDictionary[redis.Redis, tuple[dict[str, Any], dict[Any, Any]]]
@@ -183,17 +184,20 @@ class OneConnection(redis.ConnectionPool):
         if getattr(model, "cache", None) is not None:
             raise TypeError("client-side caching is not supported: each client would have its own")
         kwargs = {**model.connection_kwargs, **changed}
-        if _NO_NOTICES is not None:
+        if NO_NOTICES is not None:
             kwargs.pop("maint_notifications_pool_handler", None)  # it acts on the model
             asked = kwargs.get("maint_notifications_config")
             if asked is None or asked.enabled == "auto":
-                kwargs["maint_notifications_config"] = _NO_NOTICES
-        return cls(connection_class=_tracked(model.connection_class), max_connections=1, **kwargs)
+                kwargs["maint_notifications_config"] = NO_NOTICES
+        return cls(connection_class=tracked(model.connection_class), max_connections=1, **kwargs)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.connection: Any = self.make_connection()  # a _Tracked; None once passed on
+        self.connection: Any = self.make_connection()  # a Tracked; None once passed on
         self.taken = False
+
+    def __repr__(self) -> str:  # redis-py's shows the password, before 7.0
+        return f"<{type(self).__name__} {address(self.connection_kwargs)}>"
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Take the connection, connected; refuse while somebody has it."""
@@ -242,17 +246,14 @@ class OneConnection(redis.ConnectionPool):
 
     def retire(self) -> None:
         """Close the connection; nobody can open it again."""
-        self.connection.retired = True
-        self.connection.disconnect()
+        self.connection.retire()
 
     def refuse_if_used_up(self) -> None:
         """Raise `PoolError` unless the connection is as it was when it was made."""
         if self.taken:
             raise PoolError("a pipeline, a pubsub or a monitor still has the connection")
-        if self.connection.owed:
-            raise PoolError(f"{self.connection.owed} replies were not read")
-        if self.connection.left:
-            raise PoolError(f"{', '.join(sorted(self.connection.left))} left its mark")
+        if self.connection.blemish:
+            raise PoolError(self.connection.blemish)
 
 
 def _without_default_retry(pool: redis.ConnectionPool) -> dict[str, Any]:
@@ -269,113 +270,3 @@ def _only(client: redis.Redis) -> OneConnection:
     if not isinstance(pool, OneConnection):
         raise PoolError("somebody gave a pooled client another connection pool")
     return pool
-
-
-class _Tracked:
-    """Mixed into redis-py's connections: knows what its user left behind on it."""
-
-    retired = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.owed = 0  # replies that nobody has read yet
-        self.left: set[str] = set()  # commands whose effect is still there
-        self._shaking_hands = False  # what is sent now is no user's
-        super().__init__(*args, **kwargs)
-
-    @property
-    def open(self) -> bool:
-        return self._sock is not None  # type: ignore[attr-defined]
-
-    def connect(self) -> None:
-        if not self.open:
-            self._shake_hands(super().connect)  # type: ignore[misc]
-
-    def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
-        if not self.open:
-            self._shake_hands(super().connect_check_health, *args, **kwargs)  # type: ignore[misc]
-
-    def _shake_hands(self, connect: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        outer, self._shaking_hands = self._shaking_hands, True
-        try:
-            connect(*args, **kwargs)
-        except BaseException:
-            # Failed or killed half way; redis-py closes it only after its own errors.
-            self._shaking_hands = outer
-            self.disconnect()
-            raise
-        self._shaking_hands = outer
-
-    def _connect(self) -> Any:
-        if self.retired:
-            raise redis.ConnectionError("the pool has closed this connection for good")
-        try:
-            return super()._connect()  # type: ignore[misc]
-        except BaseException as error:
-            close_half_open(self, error)
-            raise
-
-    def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        if not self._shaking_hands:
-            self.owed = 0
-            self.left.clear()
-        super().disconnect(*args, **kwargs)  # type: ignore[misc]
-
-    def send_command(self, *args: Any, **kwargs: Any) -> None:
-        packed = self.pack_command(*args)  # type: ignore[attr-defined]
-        self._note(args)  # not of what cannot be packed: it is not sent
-        self.send_packed_command(  # type: ignore[attr-defined]
-            packed, check_health=kwargs.get("check_health", True)
-        )
-
-    def pack_commands(self, commands: Iterable[Any]) -> Any:
-        commands = list(commands)
-        packed = super().pack_commands(commands)  # type: ignore[misc]
-        for command in commands:
-            self._note(command)
-        return packed
-
-    def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            reply = super().read_response(*args, **kwargs)  # type: ignore[misc]
-        except redis.ResponseError:
-            self._read_one()
-            raise
-        self._read_one()
-        return reply
-
-    def _read_one(self) -> None:
-        if not self._shaking_hands:
-            self.owed -= 1
-
-    def _note(self, command: Sequence[Any]) -> None:
-        if self._shaking_hands:
-            return
-        self.owed += 1
-        # redis-py takes "CLIENT SETNAME" and "SELECT 3" for two words, too.
-        words = [*_word(command[0]).split(), *map(_word, command[1:2])]
-        name = words[0] if words else ""
-        if name in _LEAVES:
-            self.left.add(name)
-        elif name == "CLIENT":
-            if words[1:2] and words[1] not in _CLIENT_READS:
-                self.left.add(" ".join(words[:2]))
-        elif name in ("MULTI", "WATCH"):
-            self.left.add(name)
-        elif name in ("EXEC", "DISCARD"):
-            if "MULTI" in self.left:  # else it is an error, and ends no WATCH
-                self.left -= {"MULTI", "WATCH"}
-        elif name == "UNWATCH":
-            self.left.discard("WATCH")
-
-
-def _word(argument: Any) -> str:
-    if isinstance(argument, bytes):
-        argument = argument.decode("latin-1")
-    return str(argument).upper()
-
-
-@cache
-def _tracked(connection_class: type) -> type:
-    if issubclass(connection_class, _Tracked):
-        return connection_class
-    return type(f"Pooled{connection_class.__name__}", (_Tracked, connection_class), {})

@@ -1,0 +1,204 @@
+"""redis-py's connections, made to know what their users leave behind on them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from socket import SHUT_RDWR
+from typing import Any
+
+import redis
+
+from gpools.adapters._half_open import close_half_open
+
+try:
+    from redis.maint_notifications import MaintNotificationsConfig
+except ImportError:  # redis-py before 6.4
+    NO_NOTICES = None
+else:
+    # A notice that nobody asked for would look like a stray reply.
+    NO_NOTICES = MaintNotificationsConfig(enabled=False)
+
+# Commands that leave something behind on the connection, and those that undo it.
+_LEAVES = frozenset(
+    """AUTH HELLO SELECT READONLY READWRITE ASKING MONITOR RESET QUIT SYNC PSYNC REPLCONF
+    SUBSCRIBE PSUBSCRIBE SSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE SUNSUBSCRIBE""".split()  # noqa: SIM905
+)
+_CLIENT_READS = frozenset(
+    "LIST INFO ID GETNAME GETREDIR KILL PAUSE UNPAUSE UNBLOCK HELP".split()  # noqa: SIM905
+)
+
+
+class Tracked:
+    """Mixed into redis-py's connections: knows what its user left behind on it."""
+
+    retired = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.owed = 0  # replies that nobody has read yet
+        self.left: set[str] = set()  # commands whose effect is still there
+        self._shaking_hands = False  # what is sent now is no user's
+        super().__init__(*args, **kwargs)
+
+    @property
+    def open(self) -> bool:
+        return self._sock is not None  # type: ignore[attr-defined]
+
+    @property
+    def blemish(self) -> str | None:
+        """Tell why the next user must not get it, or None if he may."""
+        if self.owed:
+            return f"{self.owed} replies were not read"
+        if self.left:
+            return f"{', '.join(sorted(self.left))} left its mark"
+        return None
+
+    def retire(self) -> None:
+        """Close it; whoever still has it cannot open it again."""
+        self.retired = True
+        self.disconnect()
+
+    def hang_up(self) -> None:
+        """Close it, or have whoever waits for a reply on it find it closed."""
+        sock = self._sock  # type: ignore[attr-defined]
+        if sock is None or not self.blemish:
+            self.disconnect()
+            return
+        # A socket that is closed under a greenlet which waits for it raises what
+        # redis-py does not catch.
+        with suppress(OSError):
+            sock.shutdown(SHUT_RDWR)
+
+    def filenos(self) -> list[int]:
+        sock = self._sock  # type: ignore[attr-defined]
+        return [] if sock is None else [sock.fileno()]
+
+    def connect(self) -> None:
+        if not self.open:
+            self._shake_hands(super().connect)  # type: ignore[misc]
+
+    def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        if not self.open:
+            self._shake_hands(super().connect_check_health, *args, **kwargs)  # type: ignore[misc]
+
+    def _shake_hands(self, connect: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        outer, self._shaking_hands = self._shaking_hands, True
+        try:
+            connect(*args, **kwargs)
+        except BaseException:
+            # Failed or killed half way; redis-py closes it only after its own errors.
+            self._shaking_hands = outer
+            self.disconnect()
+            raise
+        self._shaking_hands = outer
+
+    def _connect(self) -> Any:
+        if self.retired:
+            raise redis.ConnectionError("the pool has closed this connection for good")
+        try:
+            return super()._connect()  # type: ignore[misc]
+        except BaseException as error:
+            close_half_open(self, error)
+            raise
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        if not self._shaking_hands:
+            self.owed = 0
+            self.left.clear()
+        super().disconnect(*args, **kwargs)  # type: ignore[misc]
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        if args[0] == "UNWATCH" and (not self.open or _in_destructor()):
+            # A pipeline's reset.  It would connect anew to say so, or wait in a
+            # destructor, where kills are swallowed; after this error it closes the
+            # connection instead.
+            raise redis.ConnectionError("nothing is watched on a closed connection")
+        packed = self.pack_command(*args)  # type: ignore[attr-defined]
+        self._note(args)  # not of what cannot be packed: it is not sent
+        self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if check_health and self.open and self.health_check_interval:  # type: ignore[attr-defined]
+            # It may connect anew, and what is about to be sent was noted already.
+            owed, left = self.owed, set(self.left)
+            self.check_health()  # type: ignore[attr-defined]
+            self.owed, self.left = owed, left
+            check_health = False
+        super().send_packed_command(command, check_health)  # type: ignore[misc]
+
+    def pack_commands(self, commands: Iterable[Any]) -> Any:
+        commands = list(commands)
+        packed = super().pack_commands(commands)  # type: ignore[misc]
+        for command in commands:
+            self._note(command)
+        return packed
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            reply = super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except redis.ResponseError:
+            self._read_one()
+            raise
+        if not kwargs.get("push_request"):  # else it may be a message, which was not owed
+            self._read_one()
+        return reply
+
+    def _read_one(self) -> None:
+        if not self._shaking_hands:
+            self.owed -= 1
+
+    def _note(self, command: Sequence[Any]) -> None:
+        # redis-py takes "CLIENT SETNAME" and "SELECT 3" for two words, too.
+        words = [*_word(command[0]).split(), *map(_word, command[1:2])]
+        name = words[0] if words else ""
+        if self._shaking_hands:
+            if name.endswith("SUBSCRIBE"):  # a pubsub's, which connects anew
+                self.left.add(name)
+            return
+        self.owed += 1
+        if name in _LEAVES:
+            self.left.add(name)
+        elif name == "CLIENT":
+            if words[1:2] and words[1] not in _CLIENT_READS:
+                self.left.add(" ".join(words[:2]))
+        elif name in ("MULTI", "WATCH"):
+            self.left.add(name)
+        elif name in ("EXEC", "DISCARD"):
+            if "MULTI" in self.left:  # else it is an error, and ends no WATCH
+                self.left -= {"MULTI", "WATCH"}
+        elif name == "UNWATCH":
+            self.left.discard("WATCH")
+
+
+def address(options: dict[str, Any]) -> str:
+    """Name a server by the *options* of its connections, without its password."""
+    place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    return f"{place}/{options.get('db') or 0}"
+
+
+def number_in_url(name: str, value: str | float) -> float:
+    """Make a number of a *value*, which some versions of redis-py leave as it stands in a URL."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {value!r}") from None
+
+
+def _in_destructor() -> bool:
+    """Tell whether the caller of whoever sends this command is a destructor."""
+    return sys._getframe(3).f_code.co_name == "__del__"
+
+
+def _word(argument: Any) -> str:
+    if isinstance(argument, bytes):
+        argument = argument.decode("latin-1")
+    return str(argument).upper()
+
+
+@cache
+def tracked(connection_class: type) -> type:
+    if issubclass(connection_class, Tracked):
+        return connection_class
+    return type(f"Pooled{connection_class.__name__}", (Tracked, connection_class), {})
