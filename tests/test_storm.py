@@ -203,9 +203,7 @@ def test_nothing_is_lost_in_the_grand_storm(seed, fair_weather):
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_nothing_is_lost_in_the_grand_storm_over_thirty_keys(seed, fair_weather):
     # A watch of 30 pools at every switch is slow, and then little happens.
-    done = storm_of(
-        KeyedStorm, seed, SECONDS_PER_SEED, watched=seed % 4 == 1, forks=seed % 4 == 0
-    )
+    done = storm_of(KeyedStorm, seed, SECONDS_PER_SEED, watched=seed % 4 == 1, forks=seed % 4 == 0)
     assert done["kills"] > 5, done
     assert done["creates"] > 5, done
 
@@ -264,13 +262,22 @@ def test_nothing_is_lost_in_a_long_storm(capsys, fair_weather):
             dice = random.Random(seed)
             for kind in (Pool, ConnectionPool):
                 soak.storm(
-                    storm, f"Storm of {kind.__name__}", seed, kind=kind,
-                    seconds=dice.choice((0.05, 0.1)), watched=not seed % 5,
+                    storm,
+                    f"Storm of {kind.__name__}",
+                    seed,
+                    kind=kind,
+                    seconds=dice.choice((0.05, 0.1)),
+                    watched=not seed % 5,
                 )
             for kind in (GrandStorm, KeyedStorm):
                 soak.storm(
-                    storm_of, kind.__name__, seed, kind=kind, forks=dice.random() < 0.25,
-                    seconds=dice.choice((0.05, 0.1, 0.2, 0.5, 1.0)), watched=dice.random() < 0.3,
+                    storm_of,
+                    kind.__name__,
+                    seed,
+                    kind=kind,
+                    forks=dice.random() < 0.25,
+                    seconds=dice.choice((0.05, 0.1, 0.2, 0.5, 1.0)),
+                    watched=dice.random() < 0.3,
                 )
             soak.done["seeds"] += 1
         soak.tell("soak: " + soak.line())
@@ -279,6 +286,7 @@ def test_nothing_is_lost_in_a_long_storm(capsys, fair_weather):
 
 
 # The storm itself can fail: it sinks the pools that people write.
+
 
 class Naive:
     """A pool as it is often written: a queue, and a slot counted by hand."""
