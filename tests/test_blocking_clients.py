@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpools import PoolError
+from gpools import HttpPool, PoolError, RedisPool
 from gpools.adapters._blocking import refuse_blocking
 
 
@@ -69,3 +69,12 @@ def test_ssh2_session_that_does_not_block_passes():
     with pytest.raises(PoolError, match="ssh2"):
         refuse_blocking(client_of("ssh2.session", get_blocking=lambda self: True))
     refuse_blocking(client_of("ssh2.session", get_blocking=lambda self: False))
+
+
+@pytest.mark.parametrize("pool_class", [HttpPool, RedisPool])
+def test_pools_refuse_what_a_create_of_ones_own_makes(pool_class):
+    pool = pool_class(max_size=1, create=lambda: client_of("pylibmc.client"))
+    for _ in range(2):
+        with pytest.raises(PoolError, match="take pymemcache"):
+            pool.get(timeout=5)
+    assert pool.current_size == 0

@@ -13,6 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._half_open import close_half_open
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
@@ -122,6 +123,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         return [] if sock is None else [sock.fileno()]
 
     def _adopt(self, item: redis.Redis) -> None:
+        refuse_blocking(item)
         if not isinstance(item.connection_pool, OneConnection):
             if item.connection is not None:
                 raise PoolError("create() returned a client with single_connection_client set")
