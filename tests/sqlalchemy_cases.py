@@ -541,8 +541,6 @@ def storm(engine, db, questions, seed=0):
     return asked[0], foreign
 
 
-# psycopg complains of server-side cursors that went with their connection.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:Previous unbuffered result")  # PyMySQL, of one interrupted
 def test_storm_of_kills_and_timeouts(db):
     engine = db.engine(pool_size=3, max_overflow=2)
