@@ -20,14 +20,17 @@ from gpools.errors import (
 )
 from gpools.keyed import KeyedPool
 from gpools.pool import Pool, Token, TokenPool
+from gpools.queues import FairLifoQueue
 from gpools.stats import Listener, Stats
 
 if TYPE_CHECKING:
-    from gpools.adapters import HttpPool, RedisPool
+    from gpools.adapters import FairPool, HttpPool, RedisPool
 
 __all__ = [
     "CoDel",
     "ConnectionPool",
+    "FairLifoQueue",
+    "FairPool",
     "Hold",
     "HttpPool",
     "HubWouldBlock",
@@ -51,7 +54,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Adapters load their client library, so they load on first use.
-    if name in ("HttpPool", "RedisPool"):
+    if name in ("FairPool", "HttpPool", "RedisPool"):
         from gpools import adapters
 
         return getattr(adapters, name)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpools.adapters.http import HttpPool
     from gpools.adapters.redis import RedisPool
+    from gpools.adapters.sqlalchemy import FairPool
 
-__all__ = ["HttpPool", "RedisPool"]
+__all__ = ["FairPool", "HttpPool", "RedisPool"]
 
-_MODULES = {"HttpPool": "http", "RedisPool": "redis"}
+_MODULES = {"FairPool": "sqlalchemy", "HttpPool": "http", "RedisPool": "redis"}
 
 
 def __getattr__(name: str) -> object:
