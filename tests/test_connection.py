@@ -56,6 +56,7 @@ def is_idle_for_a_while():
 
 # The verbs
 
+
 def test_verbs_by_keyword():
     calls = []
 
@@ -221,6 +222,7 @@ def test_get_put_and_discard_are_called_by_nobody_but_their_caller(gate, way_out
 
 # check_after
 
+
 @pytest.mark.parametrize(("check_after", "checks"), [(0.0, 1), (0.0005, 1), (60, 0), (None, 0)])
 def test_item_is_checked_when_idle_for_longer_than_check_after(gate, check_after, checks):
     pool = make(ConnectionPool, gate, check_after=check_after)
@@ -352,6 +354,7 @@ def test_idle_path_does_not_switch(gate):
 
 def test_default_check_costs_no_clock():
     """It would always say yes."""
+
     def checked_after(pool):
         return pool._book.life.check_after
 
@@ -368,6 +371,7 @@ def test_default_check_costs_no_clock():
 
 
 # Leaving the block
+
 
 def test_left_clean_the_item_goes_back(pool, gate):
     with pool.item() as item:
@@ -624,6 +628,7 @@ def test_with_blocks_of_many_greenlets_interleave(gate):
 
 # destroy
 
+
 def test_error_of_destroy_is_logged_once_and_goes_no_further(pool, gate, caplog):
     gate.behaviours["destroy"] = (error, ok)
     pool.discard(pool.get())
@@ -672,6 +677,7 @@ def test_destroy_that_uses_the_pool_gets_along(gate):
 
 
 # max_waiting
+
 
 def test_max_waiting_callers_at_most_stand_in_line(gate):
     pool = make(ConnectionPool, gate, max_size=1, max_waiting=2)
@@ -726,6 +732,7 @@ def test_max_waiting_does_not_turn_away_one_whose_idle_item_was_dead(gate):
 
 
 # timeout and its diagnosis
+
 
 def test_timeout_of_the_pool_is_the_default_of_get_and_item(gate):
     pool = make(ConnectionPool, gate, max_size=1, timeout=0.005)
@@ -809,6 +816,7 @@ def test_timeout_error_with_no_holder_at_all(gate):
 
 
 # holders
+
 
 def test_holders_tells_who_holds_what_longest_held_first(gate):
     pool = make(ConnectionPool, gate, max_size=4)
@@ -924,6 +932,7 @@ def test_hold_of_the_caller_itself_and_of_main(pool):
 
 
 # The pool as a whole
+
 
 def test_repr_shows_the_state(gate):
     pool = make(ConnectionPool, gate, max_size=10, name="api")

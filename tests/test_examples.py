@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.databases import MemcachedServer
+from tests.databases import PostgresServer
 from tests.servers import RedisServer, require_server
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +128,11 @@ PRINTS = {
         FairHTTPAdapter: 5 connections
         PoolTimeout
     """,
+    "sqlalchemy_engine": """\
+        served: a b c d e f
+        after a Timeout: mine <FairPool 1 idle, 0 in use, 0 waiting, max 1>
+        no connection came free within 1.0 s (1 of 1 in use, 0 still waiting
+    """,
     "subclassing": """\
         ann@db1 session 1
         ann@db1 session 1
@@ -155,6 +161,8 @@ def test_example_prints_what_it_shows(name):
         require_server(RedisServer)
     if "_memcached" in source:
         require_server(MemcachedServer)
+    if "_postgres" in source:
+        require_server(PostgresServer)
     if "from eventlet" in source and importlib.util.find_spec("eventlet") is None:
         pytest.skip("eventlet is not installed")
     done = subprocess.run(

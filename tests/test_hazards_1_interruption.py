@@ -49,6 +49,7 @@ def use(pool, seconds=0):
 
 # How a waiter may end around a put.
 
+
 def times_out(pool, waiter, put):
     throw(waiter, Timeout())
     settle()
@@ -234,6 +235,7 @@ def test_waiter_that_times_out_as_an_item_comes_and_asks_again_is_served(kind):
 
 
 # Every verb, interrupted in every way.
+
 
 class Scene:
     """A pool of one, and a greenlet that blocks in one verb until `event`.
@@ -626,6 +628,7 @@ def test_destroy_that_hangs_is_cut_off_and_its_slot_comes_free():
 
 # Where put() is called from.
 
+
 @both
 @pytest.mark.parametrize("kills", [1, 2])
 def test_putter_killed_in_the_turn_of_its_put(kind, kills):
@@ -899,6 +902,7 @@ def test_get_by_hand_with_put_in_finally_survives_ten_kills(kind):
 
 
 # Nothing is left behind.
+
 
 @both
 def test_1000_gets_that_time_out_leave_nothing_behind(kind):

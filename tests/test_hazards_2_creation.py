@@ -235,6 +235,7 @@ def test_n_waiters_of_an_empty_pool_create_at_the_same_time(kind):
 
 # min_size
 
+
 @pytest.mark.parametrize("failure", [error, timed_out, killed])
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_min_size_fill_that_fails_at_the_kth_item_destroys_the_earlier_ones(failure, k):

@@ -21,6 +21,7 @@ def take(pool, size=None):
 
 # Order
 
+
 class Trusting(ConnectionPool):
     """Its items go out unchecked, by the shortest way."""
 
@@ -260,6 +261,7 @@ def test_one_whose_item_was_dead_goes_before_those_who_came_during_its_check():
 
 # Cost
 
+
 @each
 def test_one_put_wakes_exactly_one_waiter(kind):
     gate = Gate()
@@ -423,6 +425,7 @@ def test_crowd_that_never_blocks_leaves_timers_and_sockets_their_turns(kind):
 
 # Slow verbs
 
+
 def test_discard_with_waiters_has_the_first_of_them_make_a_replacement_at_once():
     gate = Gate()
     pool = make(ConnectionPool, gate, max_size=1)
@@ -533,6 +536,7 @@ def test_slow_destroys_run_side_by_side(how):
 
 
 # Deadlocks
+
 
 def test_greenlet_that_needs_two_of_one_is_told_that_it_holds_it_itself():
     gate = Gate()

@@ -28,6 +28,7 @@ def pool(gate):
 
 # What is not out is refused.  Each function brings one such item.
 
+
 def put_back_already(pool):
     item = pool.get()
     pool.put(item)
@@ -227,6 +228,7 @@ def test_new_item_at_the_address_of_a_discarded_one_is_not_taken_for_it(gate):
 
 # Items of all kinds
 
+
 class EqualToAll:
     def __eq__(self, other):
         return True
@@ -306,6 +308,7 @@ def test_items_of_any_kind(kind, item_class):
 
 # A failing reset
 
+
 @pytest.mark.parametrize("failure", [error, timed_out, killed])
 def test_reset_that_fails_restores_capacity_and_serves_the_waiter(failure):
     gate = Gate(reset=(failure, ok))
@@ -376,6 +379,7 @@ def test_plain_pool_calls_nothing_on_return():
 
 
 # Twenty at once
+
 
 @pytest.mark.parametrize("destroy", [ok, slow, error])
 def test_20_greenlets_discard_and_put_one_item_and_it_is_destroyed_once(destroy):

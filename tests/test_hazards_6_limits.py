@@ -105,6 +105,7 @@ def test_foreign_put_does_not_make_a_connection_pool_larger():
 
 # Nonsense sizes
 
+
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
@@ -192,6 +193,7 @@ def test_smallest_sizes_that_make_sense():
 
 
 # Tokens
+
 
 def test_tokens_limit_how_many_do_something_at_once():
     pool = TokenPool(max_size=3)

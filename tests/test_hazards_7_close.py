@@ -35,6 +35,7 @@ def in_the_hub(act, *args):
 
 # Close
 
+
 @pytest.mark.parametrize("timeout", [None, 0, 0.005])
 def test_close_gives_poolclosed_to_each_waiter_at_once(timeout):
     """Five pools leave them hanging."""
@@ -388,6 +389,7 @@ def test_pool_closes_when_its_with_block_is_left_by_an_error(way_out):
 
 # Resize
 
+
 @both
 @pytest.mark.parametrize("how", ["resize", "max_size"])
 def test_resize_up_with_three_waiters_serves_them_all_at_once(kind, how):
@@ -566,6 +568,7 @@ def test_grow_and_shrink_1000_times_at_random_is_exact(kind, seed):
 
 # Dropped
 
+
 @both
 @pytest.mark.parametrize("used", [False, True])
 def test_pool_dropped_without_close_is_collected(kind, used):
@@ -605,6 +608,7 @@ def test_closed_pool_is_collected():
 
 
 # Time: the timeout of a get covers all that it does
+
 
 def ends_before(reference, act):
     """Run *act* in a greenlet; return what it raised, which must be before *reference* s."""

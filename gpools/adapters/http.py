@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import httplib2
 
+from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import between_requests, quiet
 from gpools.connection import ConnectionPool, split_settings
@@ -114,6 +115,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         return not isinstance(error, (OSError, HTTPException, httplib2.HttpLib2Error))
 
     def _adopt(self, item: httplib2.Http) -> None:
+        refuse_blocking(item)
         item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         self._http.remember(item)
 

@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
+from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._redis_connection import (
     NO_NOTICES,
     address,
@@ -115,6 +116,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         return filenos
 
     def _adopt(self, item: redis.Redis) -> None:
+        refuse_blocking(item)
         if not isinstance(item.connection_pool, OneConnection):
             if item.connection is not None:
                 raise PoolError("create() returned a client with single_connection_client set")

@@ -1,0 +1,47 @@
+"""Refuse clients that would stop all greenlets while they wait for a server.
+
+They wait in C, where gevent cannot switch, whether the program is patched or
+not.  Known by the module of their class, so that none of these libraries need
+be installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from gpools.errors import PoolError
+
+_INSTEAD = {
+    "psycopg2": "call psycogreen.gevent.patch_psycopg() first, or take psycopg 3",
+    "MySQLdb": "take PyMySQL",
+    "pymssql": "take python-tds, or run it in gevent's threadpool",
+    "pylibmc": "take pymemcache",
+    "ssh2": "take parallel-ssh, which waits with gevent, or paramiko",
+    "grpc": "call grpc.experimental.gevent.init_gevent() first",
+}
+
+
+def refuse_blocking(item: object) -> None:
+    """Raise `PoolError` if *item* is of a library known to block the hub.  Never switches.
+
+    Let pass are psycopg2 with a wait callback, grpc after ``init_gevent()``, and
+    an ssh2 session that was set not to block.
+    """
+    for ancestor in type(item).__mro__:
+        library = ancestor.__module__.partition(".")[0]
+        if library in _INSTEAD and not _made_to_switch(library, item):
+            raise PoolError(
+                f"{library} stops all greenlets while it waits for its server; {_INSTEAD[library]}"
+            )
+
+
+def _made_to_switch(library: str, item: Any) -> bool:
+    if library == "psycopg2":
+        extensions: Any = sys.modules.get("psycopg2.extensions")
+        return extensions is not None and extensions.get_wait_callback() is not None
+    if library == "grpc":
+        return bool(getattr(sys.modules.get("grpc._cython.cygrpc"), "g_gevent_activated", False))
+    if library == "ssh2":
+        return hasattr(item, "get_blocking") and not item.get_blocking()
+    return False
