@@ -159,10 +159,12 @@ class MySQLPool(ConnectionPool[Connection]):
         if not isinstance(item, PooledConnection):
             item.close()  # refused as it came from create()
         elif item.open:
-            # Without a goodbye the server counts, and logs, an aborted connection.
-            with suppress(Exception):
-                item._sock.settimeout(0)
-                item._sock.send(_GOODBYE)
+            if item.idle:
+                # Without a goodbye the server counts, and logs, an aborted connection.
+                # Amid a command it would not see the end behind the goodbye.
+                with suppress(Exception):
+                    item._sock.settimeout(0)
+                    item._sock.send(_GOODBYE)
             item._force_close()
 
     def fit_after(self, item: Connection, error: Exception) -> bool:
@@ -245,6 +247,11 @@ class PooledConnection(Connection):  # type: ignore[misc]
     def streaming(self) -> bool:
         """Whether a result is read row by row, and not to its end."""
         return self._result is not None and self._result.unbuffered_active
+
+    @property
+    def idle(self) -> bool:
+        """Whether the server has answered all, as far as can be told."""
+        return self._told and not self.streaming
 
     @property
     def in_transaction(self) -> bool:
