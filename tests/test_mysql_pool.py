@@ -467,6 +467,7 @@ def look_for_traces(server, pool, leave):
                 del attributes[name]
         assert fresh[1] == found[1]
         assert ask(conn, "mine") == "mine"
+        assert one(conn, "SELECT SLEEP(0.01)") == 0  # no timeout of somebody else's
         assert rows(conn, "SELECT * FROM main.t") == ()
         conn.query(f"""INSERT INTO main.t VALUES (1, {conn.escape("o'x" + chr(92))})""")
         assert one(conn, "SELECT v FROM main.t") == "o'x\\"
@@ -611,6 +612,20 @@ def test_the_end_of_a_lost_streaming_result_is_an_error(server, mysql_pool):
             cursor.fetchone()
         del cursor
         gc.collect()
+
+
+def test_after_an_error_amid_a_streaming_result_a_transaction_may_be_open(server, mysql_pool):
+    """The status that came before the rows does not know what they have done."""
+    pool = mysql_pool(server, database="main", reset_session=False, autocommit=True)
+    with pool.item() as conn, conn.cursor(SSCursor) as cursor:
+        cursor.execute("SELECT IF(seq < 9000, seq, (SELECT 1 UNION SELECT 2)) FROM seq_1_to_9000")
+        assert not conn.in_transaction
+        with pytest.raises(err.OperationalError):
+            cursor.fetchall()
+        assert conn.in_transaction
+        conn.rollback()
+        assert not conn.in_transaction
+        assert ask(conn, "mine") == "mine"
 
 
 def test_results_that_are_left_are_read_by_the_reset(server, mysql_pool):
@@ -1034,12 +1049,14 @@ def test_letting_go_waits_for_nobody(server, mysql_pool, proxy_to):
     conn = pool.get()
     proxy.links[0].fault = hang(len(proxy.links[0].request) + 1, REQUEST)
     sock = conn._sock
+    sock.sendall(b"xx")
+    assert proxy.stopped.wait(5)
     sock.settimeout(0)
     with pytest.raises(OSError) as full:  # noqa: PT011
         while True:
             sock.send(b"x" * 65536)
     assert full.value.errno == errno.EWOULDBLOCK
-    assert proxy.stopped.wait(5)
+    sock.settimeout(30)
     pool.discard(conn)
     assert pool.switched == 0
     assert sock.fileno() == -1

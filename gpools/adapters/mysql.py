@@ -114,7 +114,7 @@ class MySQLPool(ConnectionPool[Connection]):
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
     @contextmanager
-    def connection(self, *, timeout: float | Missing | None = MISSING) -> Iterator[Connection]:
+    def connection(self, timeout: float | Missing | None = MISSING) -> Iterator[Connection]:
         """Take a connection for the length of a ``with`` block, and commit at its end.
 
         Left by an Exception, what was done is rolled back.  Left by a Timeout, a
