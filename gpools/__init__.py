@@ -23,7 +23,7 @@ from gpools.pool import Pool, Token, TokenPool
 from gpools.stats import Listener, Stats
 
 if TYPE_CHECKING:
-    from gpools.adapters import HttpPool, RedisPool
+    from gpools.adapters import HttpPool, MySQLPool, RedisPool
 
 __all__ = [
     "CoDel",
@@ -33,6 +33,7 @@ __all__ = [
     "HubWouldBlock",
     "KeyedPool",
     "Listener",
+    "MySQLPool",
     "NotInUse",
     "Pool",
     "PoolClosed",
@@ -51,7 +52,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Adapters load their client library, so they load on first use.
-    if name in ("HttpPool", "RedisPool"):
+    if name in ("HttpPool", "MySQLPool", "RedisPool"):
         from gpools import adapters
 
         return getattr(adapters, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import MariadbServer
 from tests.servers import RedisServer, require_server
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +80,12 @@ PRINTS = {
         [0, 1, 4, 9, 16, 25]
         <Pool 2 idle, 0 in use, 0 waiting, max 2>
     """,
+    "mysql_pool": """\
+        after a Timeout: <MySQLPool 2 idle, 0 in use, 0 waiting, max 3>
+        the row is there already, the connection is kept: Duplicate entry '7' for key 'PRIMARY'
+        after an error of the application: <MySQLPool 2 idle, 0 in use, 0 waiting, max 3>
+        visits, tenant: 20 None
+    """,
     "outage": """\
         ConnectionRefusedError
         {'refused at once'} 1 try
@@ -121,6 +128,8 @@ def test_example_prints_what_it_shows(name):
     source = EXAMPLES[name].read_text()
     if "_redis" in source:
         require_server(RedisServer)
+    if "_mysql" in source:
+        require_server(MariadbServer)
     if "from eventlet" in source and importlib.util.find_spec("eventlet") is None:
         pytest.skip("eventlet is not installed")
     done = subprocess.run(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpools.adapters.http import HttpPool
+    from gpools.adapters.mysql import MySQLPool
     from gpools.adapters.redis import RedisPool
 
-__all__ = ["HttpPool", "RedisPool"]
+__all__ = ["HttpPool", "MySQLPool", "RedisPool"]
 
-_MODULES = {"HttpPool": "http", "RedisPool": "redis"}
+_MODULES = {"HttpPool": "http", "MySQLPool": "mysql", "RedisPool": "redis"}
 
 
 def __getattr__(name: str) -> object:
