@@ -299,7 +299,7 @@ def test_the_certificates_of_all_authorities_are_read_once(server, monkeypatch):
         items = [pool.get() for _ in range(3)]
         for item in items:
             pool.put(item)
-    assert len(read) == 1
+    assert len(read) <= 1  # PyMySQL 1.1 makes no context unless asked to
 
 
 def test_connections_share_no_settings(server, mysql_pool):
@@ -573,6 +573,17 @@ def test_a_cursor_kept_past_the_block_is_closed(server, mysql_pool):
         assert ask(conn, "mine") == "mine"
 
 
+def test_the_first_user_changes_nothing_for_the_second(server, mysql_pool):
+    """His are the very dictionaries that the connection was made with."""
+    pool = mysql_pool(server)
+    with pool.item() as conn:
+        conn.decoders.clear()
+        conn.encoders.clear()
+    with pool.item() as conn:
+        assert one(conn, "SELECT 1") == 1
+        assert one(conn, "SELECT %s", 2) == 2
+
+
 # Results that nobody has read
 
 MANY = "SELECT seq FROM main.seq_1_to_200000"
@@ -770,6 +781,25 @@ def test_a_naive_pool_hangs_after_a_kill_while_writing(server, proxy_to):
 
 
 @how_it_ends
+def test_killed_while_sending_a_local_file_is_destroyed(
+    server, mysql_pool, proxy_to, tmp_path, how
+):
+    """PyMySQL's error of a failed goodbye took the place of the kill, and of the Timeout."""
+    path = tmp_path / "rows"
+    path.write_text("".join(f"{row}\tx\n" for row in range(1_000_000)))
+    proxy = proxy_to(server)
+    pool = mysql_pool(proxy, local_infile=True)
+    first = number(pool)
+    proxy.links[0].fault = hang(len(proxy.links[0].request) + 100_000, REQUEST)
+    load = f"LOAD DATA LOCAL INFILE '{path}' INTO TABLE main.t"
+    user = spawn(used, pool, load, how == "caught")
+    assert proxy.stopped.wait(5)
+    interrupt(user, how)
+    proxy.resume()
+    assert number(pool) != first
+
+
+@how_it_ends
 def test_killed_while_streaming_is_destroyed(server, mysql_pool, proxy_to, how):
     proxy = proxy_to(server)
     pool = mysql_pool(proxy, database="main")
@@ -885,10 +915,19 @@ LOST = {
 def test_an_error_of_the_connection_ends_it(server, mysql_pool, how):
     pool = mysql_pool(server)
     first = number(pool)
-    with pytest.raises(err.MySQLError), pool.item() as conn:
+    with pytest.raises(err.MySQLError) as caught, pool.item() as conn:
         LOST[how](conn, server)
+    assert not pool.fit_after(conn, caught.value)
     assert pool.current_size == 0
     assert number(pool) != first
+
+
+def test_a_closed_connection_is_not_kept(server, mysql_pool):
+    """Whatever check_after says: that is about what happens to idle ones."""
+    pool = mysql_pool(server, check_after=None)
+    with pool.item() as conn:
+        conn.close()
+    assert pool.current_size == 0
 
 
 def test_a_pooled_connection_does_not_reconnect(server, mysql_pool):

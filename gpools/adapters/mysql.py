@@ -201,6 +201,8 @@ class PooledConnection(Connection):  # type: ignore[misc]
     _autocommits = False  # and the mode that it was in
     _told = True  # the server has told its status since the last command
     _refused = False  # the last answer was an error, complete as such
+    _reading = False  # an answer is being read
+    _interrupt: BaseException | None = None  # what hit it as it wrote meanwhile
     _moved = False  # to another database
     _cursors: WeakSet[Cursor]
     _result: Any
@@ -331,10 +333,11 @@ class PooledConnection(Connection):  # type: ignore[misc]
             raise err.InterfaceError(0, "")
         try:
             super()._write_bytes(data)
-        except BaseException:
+        except BaseException as error:
             # Interrupted, it may have sent a part of the packet: the next command
             # would be taken for the rest.  PyMySQL closes it after an OSError only.
             self._force_close()
+            self._interrupt = error if self._reading else None
             raise
 
     def _read_packet(self, *args: Any, **kwargs: Any) -> Any:
@@ -369,30 +372,38 @@ class PooledConnection(Connection):  # type: ignore[misc]
         return self._read_whole(super().show_warnings)
 
     def _read_whole(self, read: Callable[..., Any], *args: Any) -> Any:
-        self._refused = False
+        self._refused, self._reading = False, True
         try:
             return read(*args)
         except BaseException:
             # A row that could not be decoded, say: the next command would get those behind it.
             if not self._refused:
                 self._force_close()
+            interrupt, self._interrupt = self._interrupt, None
+            if interrupt is not None:
+                # While it sent a local file.  PyMySQL then says that this is its end, and
+                # the error of that would take the place of the Timeout, or the kill.
+                raise interrupt from None
             raise
+        finally:
+            self._reading = False
 
     def _force_close(self) -> None:
         if self.streaming:
             # Whatever holds this result would read the rest of it as it is collected.
             self._result._finish_unbuffered_query = _nothing
-        try:
+        sock = self._sock
+        with suppress(RuntimeError):  # another greenlet is just reading
             super()._force_close()
-        except RuntimeError:
-            # Another greenlet is just reading; it sees the end, and closes it.
+        if sock is not None and sock.fileno() >= 0:
+            # It is, and so the socket is open; it will see the end, and close it.
             with suppress(OSError):
-                self._sock.shutdown(SHUT_RDWR)
+                sock.shutdown(SHUT_RDWR)
 
 
 _VOLATILE = frozenset(
     """_sock _rfile _next_seq_id _current_timeout _result _affected_rows _closed server_status
-    used _as_made _autocommits _told _refused _moved _cursors""".split()  # noqa: SIM905
+    used _as_made _autocommits _told _refused _reading _interrupt _moved _cursors""".split()  # noqa: SIM905
 )
 
 
