@@ -260,6 +260,17 @@ def test_what_create_says_is_not_lost_in_a_reset(server, mysql_pool, plain):
             assert one(conn, "SELECT @@time_zone") == "+03:00"
 
 
+def test_create_may_ping(server, mysql_pool):
+    class Pinging(MySQLPool):
+        def create(self):
+            conn = super().create()
+            conn.ping()
+            return conn
+
+    pool = mysql_pool(server, pool_class=Pinging)
+    assert number(pool) == number(pool)
+
+
 def test_a_connection_of_mysqlclient_is_refused_with_advice(mysql_pool):
     closed = []
 
@@ -584,6 +595,18 @@ def test_the_first_user_changes_nothing_for_the_second(server, mysql_pool):
         assert one(conn, "SELECT %s", 2) == 2
 
 
+@pytest.mark.parametrize("reset_session", [True, False])
+def test_the_numbers_of_the_last_statement_are_nobody_elses(server, mysql_pool, reset_session):
+    pool = mysql_pool(server, reset_session=reset_session, autocommit=True)
+    with pool.item() as conn:
+        first = one(conn, "SELECT CONNECTION_ID()")
+        conn.query("INSERT INTO main.t VALUES (LAST_INSERT_ID(7), 'x')")
+        assert (conn.insert_id(), conn.affected_rows()) == (7, 1)
+    with pool.item() as conn:
+        assert (conn.insert_id(), conn.affected_rows()) == (0, 0)
+        assert one(conn, "SELECT CONNECTION_ID()") == first
+
+
 # Results that nobody has read
 
 MANY = "SELECT seq FROM main.seq_1_to_200000"
@@ -687,6 +710,15 @@ def test_rows_behind_one_that_cannot_be_read_are_not_the_next_answer(
     whole(pool, server)
 
 
+def test_warnings_that_cannot_be_read_are_not_the_next_answer(server, mysql_pool):
+    with mysql_pool(server).item() as conn:
+        conn.decoders[pymysql.constants.FIELD_TYPE.LONG] = odd
+        conn.query("SELECT 1 / 0 FROM main.seq_1_to_3")
+        with pytest.raises(Odd):
+            conn.show_warnings()
+        assert not conn.open
+
+
 def test_text_that_cannot_be_decoded_leaves_no_rows_behind(server, mysql_pool):
     pool = mysql_pool(server, database="main")
     with pool.item() as conn, suppress(err.InterfaceError):
@@ -786,7 +818,7 @@ def test_killed_while_sending_a_local_file_is_destroyed(
 ):
     """PyMySQL's error of a failed goodbye took the place of the kill, and of the Timeout."""
     path = tmp_path / "rows"
-    path.write_text("".join(f"{row}\tx\n" for row in range(1_000_000)))
+    path.write_text("".join(f"{row}\t{'x' * 90}\n" for row in range(80_000)))
     proxy = proxy_to(server)
     pool = mysql_pool(proxy, local_infile=True)
     first = number(pool)
@@ -1501,6 +1533,7 @@ def test_three_children_disturb_neither_each_other_nor_the_parent(server, mysql_
         def user(n):
             for turn in range(10):
                 with pool.item() as conn:
+                    assert conn._connect_attrs["_pid"] == str(os.getpid())
                     tag = f"{name}-{n}-{turn}"
                     if ask(conn, tag) != tag:
                         wrong.append(tag)

@@ -305,7 +305,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
 
     def begin_anew(self) -> None:
         """Be nobody's: what the last user still has of this one, a cursor, is no use to him."""
-        self._result = None
+        self._result, self._affected_rows = None, 0
         self.used = self._moved = False
         for cursor in list(self._cursors):
             cursor.connection = None
