@@ -145,10 +145,12 @@ class MariadbServer(Server):
     def prepare(self):
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
         install = [self._binary("mariadb-install-db"), "--no-defaults", *options]
-        _run([*install, f"--datadir={self.directory / 'data'}", *self._as_root()])
+        directories = [f"--datadir={self.directory / 'data'}", f"--tmpdir={self.directory}"]
+        _run([*install, *directories, *self._as_root()])
 
     def command(self):
         settings = {"datadir": self.directory / "data", "socket": self.unixsocket}
+        settings["tmpdir"] = self.directory  # it removes the temporary tables of others there
         settings |= {"bind-address": self.host, "port": self.port, "skip-name-resolve": 1}
         settings |= {"innodb-flush-log-at-trx-commit": 0, "innodb-buffer-pool-size": "16M"}
         settings |= self.config

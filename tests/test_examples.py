@@ -12,6 +12,7 @@ import pytest
 
 from tests.databases import MemcachedServer
 from tests.databases import PostgresServer
+from tests.databases import MariadbServer
 from tests.servers import RedisServer, require_server
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,12 @@ PRINTS = {
         the next user has a timeout of 5 and b'1'
         20 more, on 2 connections: b'21' <ClientPool 2 idle, 0 in use, 0 waiting, max 2>
     """,
+    "mysql_pool": """\
+        after a Timeout: <MySQLPool 2 idle, 0 in use, 0 waiting, max 3>
+        the row is there already, the connection is kept: Duplicate entry '7' for key 'PRIMARY'
+        after an error of the application: <MySQLPool 2 idle, 0 in use, 0 waiting, max 3>
+        visits, tenant: 20 None
+    """,
     "outage": """\
         ConnectionRefusedError
         {'refused at once'} 1 try
@@ -163,6 +170,8 @@ def test_example_prints_what_it_shows(name):
         require_server(MemcachedServer)
     if "_postgres" in source:
         require_server(PostgresServer)
+    if "_mysql" in source:
+        require_server(MariadbServer)
     if "from eventlet" in source and importlib.util.find_spec("eventlet") is None:
         pytest.skip("eventlet is not installed")
     done = subprocess.run(
