@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpools.adapters.http import HttpPool
+    from gpools.adapters.postgres import PostgresPool
     from gpools.adapters.redis import RedisPool
 
-__all__ = ["HttpPool", "RedisPool"]
+__all__ = ["HttpPool", "PostgresPool", "RedisPool"]
 
-_MODULES = {"HttpPool": "http", "RedisPool": "redis"}
+_MODULES = {"HttpPool": "http", "PostgresPool": "postgres", "RedisPool": "redis"}
 
 
 def __getattr__(name: str) -> object:
