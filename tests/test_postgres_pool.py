@@ -3,14 +3,14 @@
 import gc
 import logging
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from types import SimpleNamespace
 
 import gevent
 import psycopg
 import pytest
 from gevent import Timeout
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import dict_row
 from psycopg.types.string import StrDumper
 
@@ -565,6 +565,26 @@ def test_a_server_side_cursor_does_not_outlive_its_transaction(pg_pool):
         assert one(again, "SELECT count(*) FROM pg_cursors WHERE name = 'mine'") == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"autocommit": True}, {"discard_all": True}])
+def test_a_pipeline_after_the_stream_of_another(pg_pool, options):
+    """libpq would give its first answer row by row, and psycopg call that an InternalError."""
+    pool = pg_pool(**options)
+    with pool.item() as conn:
+        assert [row[0] for row in conn.cursor().stream("SELECT generate_series(1, 3)")] == [1, 2, 3]
+    with pool.item() as again:
+        assert again is conn
+        with again.pipeline():
+            assert one(again, "SELECT 4") == 4
+
+
+def test_a_stream_left_half_way_is_ended_by_psycopg(pg_pool):
+    pool = pg_pool()
+    first = pid(pool)
+    with pool.item() as conn, closing(conn.cursor().stream("SELECT generate_series(1, 5)")) as rows:
+        assert next(rows) == (1,)
+    assert pid(pool) == first
+
+
 def test_statements_that_psycopg_has_prepared_outlive_a_return(pg_pool):
     pool = pg_pool(prepare_threshold=0, autocommit=True)
     for n in range(3):
@@ -908,6 +928,7 @@ def test_where_psycopg_cannot_cancel_the_connection_is_closed_all_the_same(missi
 
     class OldLibpq:
         transaction_status = TransactionStatus.ACTIVE
+        pipeline_status = PipelineStatus.OFF
         finished = False
 
         def cancel_conn(self):

@@ -132,12 +132,13 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     def reset(self, item: psycopg.Connection[Any]) -> None:
         """Roll back, discard what the session has, take back changed attributes.
 
-        Switches only if a transaction is open or *discard_all* is set.
+        Switches only if a transaction is open, after a stream, or with *discard_all*.
         """
         _refuse_if_used_up(item)
         settings = self._postgres.made[item]
         settings.apply(item)  # first, for no handler of the user's is to hear of what follows
-        if item.pgconn.transaction_status != TransactionStatus.IDLE or self._postgres.discard_all:
+        streamed = vars(item).pop("_streamed", False)
+        if _in_transaction(item) or self._postgres.discard_all or streamed:
             self._clean(item)
             settings.apply(item)
         while item.pgconn.notifies():
@@ -148,12 +149,17 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     def _clean(self, item: psycopg.Connection[Any]) -> None:
         seconds = self._postgres.reset_timeout
         with Timeout(seconds, PoolError(f"the server did not answer within {seconds} s")):
-            if item.pgconn.transaction_status != TransactionStatus.IDLE:
+            rolled_back = _in_transaction(item)
+            if rolled_back:
                 item.rollback()
+            item.autocommit = True  # DISCARD ALL cannot run in a transaction
             if self._postgres.discard_all:
-                item.autocommit = True  # it cannot run in a transaction
                 psycopg.Cursor(item).execute("DISCARD ALL", prepare=False)
                 item._prepared = PrepareManager()  # the server has none of them any more
+            elif not rolled_back:
+                # After a stream libpq gives the first answer of a pipeline as if
+                # that was one too; any other statement in between mends it.
+                psycopg.Cursor(item).execute("", prepare=False)
 
     def destroy(self, item: psycopg.Connection[Any]) -> None:
         """Close the connection without waiting, then have the server cancel what it runs."""
@@ -167,7 +173,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
 
     def fit_after(self, item: psycopg.Connection[Any], error: Exception) -> bool:
         """Say no after errors of the network or the server, yes after those of a statement."""
-        if item.closed or _active(item):
+        if item.closed or _busy(item):
             return False
         if not isinstance(error, psycopg.Error):
             return True
@@ -180,7 +186,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     def _adopt(self, item: psycopg.Connection[Any]) -> None:
         if not isinstance(item, psycopg.Connection):
             raise PoolError(f"create() returned a {type(item).__name__}, no psycopg.Connection")
-        if item.pgconn.transaction_status != TransactionStatus.IDLE:
+        if _in_transaction(item):
             state = item.info.transaction_status.name
             raise PoolError(f"create() returned a connection in state {state}; commit first")
         item.__class__ = _pooled(type(item))  # type: ignore[arg-type]  # a class is hashable
@@ -217,7 +223,7 @@ class _Connections:
 class _Settings:
     """What a user can change on a connection without telling the server."""
 
-    _OTHERS = frozenset(["pgconn", "lock", "_adapters", "_prepared", "_cancel"])
+    _OTHERS = frozenset(["pgconn", "lock", "_adapters", "_prepared", "_cancel", "_streamed"])
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.attributes = {
@@ -253,13 +259,17 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
 
         __slots__ = ()  # else the class of a connection could not be changed
 
-        def wait(self, *args: Any, **kwargs: Any) -> Any:
+        def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(gen, "__name__", None) == "_stream_send_gen":
+                self._streamed = True
             try:
-                return super().wait(*args, **kwargs)
+                return super().wait(gen, *args, **kwargs)
             except BaseException as error:
                 # An Exception too: that is what a Timeout raises that was given one.
-                if not isinstance(error, psycopg.Error) and _active(self):
+                if not isinstance(error, psycopg.Error) and _busy(self):
                     _hang_up(self)
+                    with suppress(Exception):
+                        gen.close()  # else it complains when it is collected
                 raise
 
     Pooled.__name__ = Pooled.__qualname__ = f"Pooled{connection_class.__name__}"
@@ -267,14 +277,20 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
     return Pooled
 
 
-def _active(conn: Any) -> bool:
-    active: bool = conn.pgconn.transaction_status == TransactionStatus.ACTIVE
-    return active
+def _in_transaction(conn: psycopg.Connection[Any]) -> bool:
+    return conn.pgconn.transaction_status != TransactionStatus.IDLE
+
+
+def _busy(conn: Any) -> bool:
+    """Tell whether there are answers to come, a COPY or a pipeline included."""
+    pgconn = conn.pgconn
+    active: bool = pgconn.transaction_status == TransactionStatus.ACTIVE
+    return active or pgconn.pipeline_status != PipelineStatus.OFF
 
 
 def _hang_up(conn: psycopg.Connection[Any]) -> None:
     """Close *conn*, and keep with it what can cancel the query that it leaves; never switches."""
-    if _active(conn):
+    if _busy(conn):
         # Older than psycopg 3.2 or libpq 17 they can cancel only in a way that blocks the hub.
         with suppress(AttributeError, psycopg.Error):
             vars(conn)["_cancel"] = conn.pgconn.cancel_conn()
