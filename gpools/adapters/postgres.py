@@ -81,7 +81,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         max_size: int = 4,
         order_as_stack: bool = False,
         create: Callable[[], psycopg.Connection[Any]] | None = None,
-        connection_class: type[psycopg.Connection[Any]] = psycopg.Connection,
+        connection_class: type[psycopg.Connection[Any]] | None = None,
         discard_all: bool = False,
         reset_timeout: float = 5.0,
         cancel_timeout: float | None = 2.0,
@@ -92,7 +92,9 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
             if seconds is not None and not seconds > 0:
                 raise ValueError(f"{name} is {seconds!r} but must be above 0")
         settings, psycopg_options = split_settings(options)
-        self._postgres = _Connections(connection_class, conninfo, psycopg_options)
+        self._postgres = _Connections(
+            connection_class or psycopg.Connection, conninfo, psycopg_options
+        )
         self._postgres.discard_all = discard_all
         self._postgres.reset_timeout = reset_timeout
         self._postgres.cancel_timeout = cancel_timeout
@@ -261,7 +263,7 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
 
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
             if getattr(gen, "__name__", None) == "_stream_send_gen":
-                self._streamed = True
+                self.__dict__["_streamed"] = True
             try:
                 return super().wait(gen, *args, **kwargs)
             except BaseException as error:
