@@ -23,7 +23,7 @@ from gpools.pool import Pool, Token, TokenPool
 from gpools.stats import Listener, Stats
 
 if TYPE_CHECKING:
-    from gpools.adapters import HttpPool, RedisPool
+    from gpools.adapters import HttpPool, PostgresPool, RedisPool
 
 __all__ = [
     "CoDel",
@@ -41,6 +41,7 @@ __all__ = [
     "PoolShed",
     "PoolTimeout",
     "PoolUnavailable",
+    "PostgresPool",
     "RedisPool",
     "Stats",
     "Token",
@@ -51,7 +52,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Adapters load their client library, so they load on first use.
-    if name in ("HttpPool", "RedisPool"):
+    if name in ("HttpPool", "PostgresPool", "RedisPool"):
         from gpools import adapters
 
         return getattr(adapters, name)

@@ -53,7 +53,11 @@ def runnable(text):
 )
 def test_page_runs_and_prints_what_it_says(name, request):
     text = PAGES[name].read_text()
-    for port, server in (("8080", "http_server"), ("6379", "redis_server")):
+    for port, server in (
+        ("8080", "http_server"),
+        ("6379", "redis_server"),
+        ("5432", "postgres_server"),
+    ):
         if re.search(rf'127.0.0.1(:|", ){port}', text):
             actual = str(request.getfixturevalue(server).port)
             text = re.sub(rf'(127.0.0.1(?::|", )){port}', rf"\g<1>{actual}", text)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import PostgresServer
 from tests.servers import RedisServer, require_server
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +89,13 @@ PRINTS = {
         the server accepts a connection
         ONE TWO THREE
     """,
+    "postgres_pool": """\
+        left over: 80
+        after 20 greenlets: <PostgresPool 2 idle, 0 in use, 0 waiting, max 2>
+        the statement was wrong, the connection is kept: column "right_over" does not exist
+        left over: 80
+        connections made: 2
+    """,
     "redis_pool": """\
         visits: 20
         after a Timeout: <RedisPool 0 idle, 0 in use, 0 waiting, max 1>
@@ -121,6 +129,8 @@ def test_example_prints_what_it_shows(name):
     source = EXAMPLES[name].read_text()
     if "_redis" in source:
         require_server(RedisServer)
+    if "_postgres" in source:
+        require_server(PostgresServer)
     if "from eventlet" in source and importlib.util.find_spec("eventlet") is None:
         pytest.skip("eventlet is not installed")
     done = subprocess.run(
