@@ -12,7 +12,7 @@ def postgres_url():
         yield url
         return
     sys.path.append(str(Path(__file__).parent.parent))
-    from tests.databases import PostgresServer
+    from tests.databases import PostgresServer  # finds postgres on the PATH or in a package
 
     if why := PostgresServer.missing():
         sys.exit(f"{why}; set POSTGRES_URL to a server of yours")

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import MemcachedServer
-from tests.databases import PostgresServer
-from tests.databases import MariadbServer
+from tests.databases import MariadbServer, MemcachedServer, PostgresServer
 from tests.servers import RedisServer, require_server
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +114,13 @@ PRINTS = {
         after a lost pubsub: <FairConnectionPool 'app' 0 idle, 0 in use, 0 waiting, max 2>
         no item of 'app' came free within 0.1 s (2 of 2 in use, 0 still waiting
     """,
+    "postgres_pool": """\
+        left over: 80
+        after 20 greenlets: <PostgresPool 2 idle, 0 in use, 0 waiting, max 2>
+        the statement was wrong, the connection is kept: column "right_over" does not exist
+        left over: 80
+        connections made: 2
+    """,
     "redis_pool": """\
         visits: 20
         after a Timeout: <RedisPool 0 idle, 0 in use, 0 waiting, max 1>
@@ -153,6 +158,14 @@ PRINTS = {
 }
 
 
+NEEDS = {
+    "_redis": RedisServer,
+    "_memcached": MemcachedServer,
+    "_mysql": MariadbServer,
+    "_postgres": PostgresServer,
+}
+
+
 def lines(text):
     return [line.strip() for line in text.strip().splitlines()]
 
@@ -164,14 +177,9 @@ def test_each_example_has_its_output_here():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_prints_what_it_shows(name):
     source = EXAMPLES[name].read_text()
-    if "_redis" in source:
-        require_server(RedisServer)
-    if "_memcached" in source:
-        require_server(MemcachedServer)
-    if "_postgres" in source:
-        require_server(PostgresServer)
-    if "_mysql" in source:
-        require_server(MariadbServer)
+    for module, server_class in NEEDS.items():
+        if f"from {module} import" in source:
+            require_server(server_class)
     if "from eventlet" in source and importlib.util.find_spec("eventlet") is None:
         pytest.skip("eventlet is not installed")
     done = subprocess.run(
