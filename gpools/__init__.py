@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gpools._holders import Hold
@@ -20,20 +21,55 @@ from gpools.errors import (
 )
 from gpools.keyed import KeyedPool
 from gpools.pool import Pool, Token, TokenPool
+from gpools.queues import FairLifoQueue
 from gpools.stats import Listener, Stats
 
 if TYPE_CHECKING:
-    from gpools.adapters import HttpPool, MemcachedPool, RedisPool, SocketPool
+    from gpools.adapters import (
+        FairConnectionPool as FairConnectionPool,
+    )
+    from gpools.adapters import (
+        FairHTTPAdapter as FairHTTPAdapter,
+    )
+    from gpools.adapters import (
+        FairPool as FairPool,
+    )
+    from gpools.adapters import (
+        FairPoolManager as FairPoolManager,
+    )
+    from gpools.adapters import (
+        HttpPool as HttpPool,
+    )
+    from gpools.adapters import (
+        KeyedHttpPool as KeyedHttpPool,
+    )
+    from gpools.adapters import (
+        MemcachedPool as MemcachedPool,
+    )
+    from gpools.adapters import (
+        MySQLPool as MySQLPool,
+    )
+    from gpools.adapters import (
+        PostgresPool as PostgresPool,
+    )
+    from gpools.adapters import (
+        RedisPool as RedisPool,
+    )
+    from gpools.adapters import (
+        SocketPool as SocketPool,
+    )
 
+# Those that need an extra are not here, so that an import of * works without it.
 __all__ = [
     "CoDel",
     "ConnectionPool",
+    "FairLifoQueue",
     "Hold",
     "HttpPool",
     "HubWouldBlock",
+    "KeyedHttpPool",
     "KeyedPool",
     "Listener",
-    "MemcachedPool",
     "NotInUse",
     "Pool",
     "PoolClosed",
@@ -53,8 +89,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Adapters load their client library, so they load on first use.
-    if name in ("HttpPool", "MemcachedPool", "RedisPool", "SocketPool"):
-        from gpools import adapters
+    from gpools.adapters import _MODULES
 
-        return getattr(adapters, name)
+    if name in _MODULES:
+        return getattr(import_module("gpools.adapters"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

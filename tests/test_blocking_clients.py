@@ -1,12 +1,14 @@
 """Clients that stop all greenlets are refused, with what to do instead."""
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from gpools import HttpPool, PoolError, RedisPool
+from gpools import HttpPool, MemcachedPool, MySQLPool, PoolError, PostgresPool, RedisPool
 from gpools.adapters._blocking import refuse_blocking
+from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 
 
 def client_of(module, **attributes):
@@ -71,9 +73,14 @@ def test_ssh2_session_that_does_not_block_passes():
     refuse_blocking(client_of("ssh2.session", get_blocking=lambda self: False))
 
 
-@pytest.mark.parametrize("pool_class", [HttpPool, RedisPool])
-def test_pools_refuse_what_a_create_of_ones_own_makes(pool_class):
-    pool = pool_class(max_size=1, create=lambda: client_of("pylibmc.client"))
+@pytest.mark.parametrize(
+    "make",
+    [HttpPool, RedisPool, PostgresPool, MySQLPool, partial(MemcachedPool, ("127.0.0.1", 1))],
+    ids=["http", "redis", "postgres", "mysql", "memcached"],
+)
+@pytest.mark.usefixtures("cooperative_psycopg")
+def test_pools_refuse_what_a_create_of_ones_own_makes(make):
+    pool = make(max_size=1, create=lambda: client_of("pylibmc.client"))
     for _ in range(2):
         with pytest.raises(PoolError, match="take pymemcache"):
             pool.get(timeout=5)

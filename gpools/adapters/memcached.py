@@ -11,6 +11,7 @@ from typing import Any
 
 from gevent import socket
 
+from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
@@ -109,11 +110,12 @@ class MemcachedPool(ConnectionPool[Client]):
         return item.sock is not None
 
     def _adopt(self, item: Client) -> None:
+        refuse_blocking(item)
         if not isinstance(item, Client):
             raise PoolError(
                 f"create() returned a {type(item).__name__}; a {type(self).__name__} takes "
-                "pymemcache.Client and what is made of it (pylibmc would block all greenlets, and "
-                "PooledClient and HashClient have pools of their own: FairPooledClient)"
+                "pymemcache.Client and what is made of it (PooledClient and HashClient have "
+                "pools of their own: FairPooledClient)"
             )
         item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         item.be_new()

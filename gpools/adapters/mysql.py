@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from gevent import Timeout
 
+from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
@@ -173,8 +174,10 @@ class MySQLPool(ConnectionPool[Connection]):
         return item.open and not lost
 
     def _adopt(self, item: Connection) -> None:
+        refuse_blocking(item)
         if not isinstance(item, Connection):
-            raise PoolError(_refusal(item))
+            kind = f"{type(item).__module__}.{type(item).__qualname__}"
+            raise PoolError(f"create() returned a {kind}; make it with pymysql.connect")
         if not isinstance(item, PooledConnection):
             item.__class__ = _pooled(type(item))  # type: ignore[arg-type]  # a class is hashable
             # What it has not told: whether anything was sent after connect().
@@ -435,14 +438,6 @@ def _like(model: Connection) -> Connection:
 def _is_use(sql: Any) -> bool:
     start = sql[:32].lstrip()[:3]
     return bool(start.upper() in ("USE", b"USE"))
-
-
-def _refusal(item: object) -> str:
-    kind = f"{type(item).__module__}.{type(item).__qualname__}"
-    advice = "make it with pymysql.connect"
-    if kind.startswith("MySQLdb."):
-        advice = "mysqlclient blocks all greenlets while it waits; make it with pymysql.connect"
-    return f"create() returned a {kind}, not a connection of PyMySQL; {advice}"
 
 
 def _from_url(url: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from gevent import Timeout
 from gevent.selectors import GeventSelector
 from gevent.socket import wait_read, wait_write
 
+from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._probe import quiet
 from gpools.connection import ConnectionPool, split_settings
@@ -186,6 +187,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         )
 
     def _adopt(self, item: psycopg.Connection[Any]) -> None:
+        refuse_blocking(item)
         if not isinstance(item, psycopg.Connection):
             raise PoolError(f"create() returned a {type(item).__name__}, no psycopg.Connection")
         if _in_transaction(item):

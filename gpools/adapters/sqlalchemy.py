@@ -34,7 +34,7 @@ from gpools._line import NOTHING, SLOT, Line
 from gpools._within import within
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
-from gpools.connection import ConnectionPool, current_thread, wrong_thread
+from gpools.connection import ConnectionPool, this_thread
 from gpools.errors import NotInUse, PoolError, PoolTimeout
 
 with extra("sqlalchemy"):
@@ -311,11 +311,8 @@ class FairPool(Pool):
 
     def _belong_here(self) -> None:
         """Claim the pool for this thread at its first use; refuse every other thread."""
-        hub = get_hub()
-        if self._hub is None:
-            self._hub = hub
-        elif self._hub is not hub:
-            raise wrong_thread(self, self._hub.thread_ident, current_thread())
+        this_thread(self, None if self._hub is None else self._hub.thread_ident)
+        self._hub = get_hub()
 
     def _start_anew_after_fork(self) -> None:
         """Be empty, in a child; what is under way here acts on the parent's line."""
