@@ -7,6 +7,7 @@ from gevent.hub import Hub
 from tests.databases import MariadbServer, MemcachedServer, PostgresServer
 from tests.proxy import FaultProxy
 from tests.servers import HttpServer, RedisServer, require_server
+from tests.ssh_server import SshServer
 from tests.waiting import Watched, watched
 
 
@@ -57,6 +58,12 @@ def mariadb_server(shared_servers):
 def memcached_server(shared_servers):
     """A memcached shared by all tests: no data."""
     return shared(shared_servers, MemcachedServer)
+
+
+@pytest.fixture
+def ssh_server(shared_servers):
+    """An SSH server shared by all tests."""
+    return shared(shared_servers, SshServer)
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def test_page_runs_and_prints_what_it_says(name, request):
         ("6379", "redis_server"),
         ("11211", "memcached_server"),
         ("5432", "postgres_server"),
+        ("2222", "ssh_server"),
         ("3306", "mariadb_server"),
     ):
         if re.search(rf'127.0.0.1(:|", ){port}', text):

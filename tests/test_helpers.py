@@ -26,6 +26,7 @@ from tests.hostile import (
 )
 from tests.proxy import REQUEST, black_hole, close, drip, hang, passing, reset
 from tests.servers import HttpServer, RedisServer, Server, require_server
+from tests.ssh_server import SshServer
 from tests.waiting import settle, spawn, until
 
 PING = b"PING\r\n"
@@ -208,6 +209,7 @@ SPEAK_FIRST = {
     PostgresServer: b"\0\0\0\x08\x04\xd2\x16\x2f",  # may we speak TLS?
     MariadbServer: b"",
     MemcachedServer: b"version\r\n",
+    SshServer: b"",
 }
 
 
