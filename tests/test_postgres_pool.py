@@ -482,9 +482,10 @@ def test_what_a_user_changes_on_a_connection_reaches_nobody(pg_pool, act, open_t
         assert face(again) == before
 
 
-def test_handlers_hear_nothing_of_what_the_pool_does(pg_pool):
+@pytest.mark.parametrize("discard_all", [False, True])
+def test_handlers_hear_nothing_of_what_the_pool_does(pg_pool, discard_all):
     heard = []
-    pool = pg_pool(discard_all=True)
+    pool = pg_pool(discard_all=discard_all)
     with pool.item() as conn:
         conn.autocommit = True
         conn.add_notice_handler(heard.append)
@@ -500,6 +501,7 @@ def test_handlers_hear_nothing_of_what_the_pool_does(pg_pool):
     assert heard == []
     with pool.item() as again:
         assert again is conn
+        again.execute("SELECT 1")
         assert list(again.notifies(timeout=0)) == []
 
 
