@@ -1,4 +1,4 @@
-"""Bound a wait in a line by a timeout."""
+"""Bound a call by a timeout."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from gevent import Timeout
 T = TypeVar("T")
 
 
-def within(timeout: float | None, wait: Callable[[], T], late: Callable[[], BaseException]) -> T:
-    """Return what *wait* does; raise ``late()`` if that takes longer.  May switch."""
+def within(timeout: float | None, act: Callable[[], T], late: Callable[[float], Exception]) -> T:
+    """Return what *act* returns; raise ``late(timeout)`` if it takes longer than *timeout*.
+
+    In seconds; None is for ever.  Switches if *act* does.
+    """
     if timeout is None:
-        return wait()
+        return act()
     timer = Timeout.start_new(max(timeout, 0))
     try:
-        return wait()
+        return act()
     except Timeout as fired:
         if fired is not timer:
             raise
     finally:
         timer.close()
-        del timer  # it is the error too, which has this frame: a cycle
-    raise late()
+        # Being the error too, it has this frame, which has the pool: a cycle.
+        del timer
+    raise late(timeout)

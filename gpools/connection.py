@@ -48,6 +48,7 @@ from gpools._holders import Hold, item_name
 from gpools._line import NOTHING, SLOT
 from gpools._shed import CoDel
 from gpools._sweeper import Sweeper
+from gpools._within import within
 from gpools.errors import (
     HubWouldBlock,
     NotInUse,
@@ -228,7 +229,8 @@ class ConnectionPool(Pool[T]):
             if now < entry.trusted_until:
                 return self._hold(entry, item, now)
             line.idle.appendleft(item)
-        return self._get_within(book.timeout if timeout is MISSING else timeout, self._get_slowly)
+        seconds = book.timeout if timeout is MISSING else timeout
+        return within(seconds, self._get_slowly, self._timeout_error)
 
     def put(self, item: T) -> None:
         """Give *item* back; the first in line gets it.
@@ -288,7 +290,7 @@ class ConnectionPool(Pool[T]):
         `PoolClosed`; without *max_creating* whatever `create` raises.  May switch.
         """
         fill = self._fill_up if self._book.creator is None else self._await_filled
-        self._get_within(timeout, fill, self._unready_error)
+        within(timeout, fill, self._unready_error)
         if self._line.refusal is not None:
             raise self._line.refusal()
 

@@ -19,15 +19,13 @@ from numbers import Real
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar, cast
 
-from gevent import Timeout
-
 from gpools._line import NOTHING, SLOT, Line
+from gpools._within import within
 from gpools.errors import PoolTimeout
 
 __all__ = ["Pool", "Token", "TokenPool"]
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Missing(Enum):
@@ -84,7 +82,7 @@ class _Channel(Generic[T]):
         """Wait for an item as `Pool.get` does; raises `queue.Empty` where that times out."""
         if not block:
             raise queue.Empty
-        return self._pool._get_within(timeout, self._pool._get_in_line, lambda _: queue.Empty())
+        return within(timeout, self._pool._get_in_line, lambda _: queue.Empty())
 
     def getting(self) -> int:
         """Tell how many greenlets wait."""
@@ -190,7 +188,7 @@ class Pool(Generic[T]):
         line = self._line
         if line.idle and not line.waiters:
             return line.idle.popleft()
-        return self._get_within(timeout, self._get_slowly)
+        return within(timeout, self._get_slowly, self._timeout_error)
 
     def put(self, item: T) -> None:
         """Give *item* back; the first in line gets it.
@@ -295,26 +293,6 @@ class Pool(Generic[T]):
             # Whatever ended it, a kill included, the slot must not end with it.
             self._line.vacate()
             raise
-
-    def _get_within(
-        self,
-        timeout: float | None,
-        act: Callable[[], R],
-        late: Callable[[float], Exception] | None = None,
-    ) -> R:
-        if timeout is None:
-            return act()
-        timer = Timeout.start_new(max(timeout, 0))
-        try:
-            return act()
-        except Timeout as fired:
-            if fired is not timer:
-                raise
-        finally:
-            timer.close()
-            # Being the error too, it has this frame, which has the pool: a cycle.
-            del timer
-        raise (late or self._timeout_error)(timeout)
 
     def _of_name(self) -> str:
         return "" if self.name is None else f"of {self.name!r} "

@@ -65,7 +65,7 @@ class FairLifoQueue(Generic[T]):
         if putters.take() is NOTHING:
             if not block:
                 raise Full
-            within(timeout, putters.wait, Full)
+            within(timeout, putters.wait, lambda _: Full())
         self._unfinished += 1
         self._finished.clear()
         self.queue.appendleft(item)
@@ -86,7 +86,7 @@ class FairLifoQueue(Generic[T]):
         if item is NOTHING:
             if not block:
                 raise Empty
-            item = within(timeout, getters.wait, Empty)
+            item = within(timeout, getters.wait, lambda _: Empty())
         self._count()
         return item  # type: ignore[return-value]  # no slot: there are none
 

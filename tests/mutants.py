@@ -210,7 +210,8 @@ MUTANTS = [
         "plain, a greedy loop",
         ("if line.idle and not line.waiters:", "if line.idle:"),
     ),
-    pool(
+    mutant(
+        "_within",
         "the timer of get goes on after it",
         "plain, get times out",
         ("timer.close()", "pass"),

@@ -242,7 +242,12 @@ def test_an_address_taken_again_is_not_taken_for_the_item_that_was_there(warning
     ids = []
 
     def create():
-        item = Conn()
+        others = []  # alive, so that no two of them have one address
+        for _ in range(1000):
+            item = Conn()
+            if id(item) in ids:
+                break
+            others.append(item)
         ids.append(id(item))
         return item
 

@@ -294,13 +294,13 @@ class FairPool(Pool):
         log.warning("%r: %s after %s", self, lost, record.hold())
         record._checkin_failed(lost, _fairy_was_created=False)
 
-    def _timeout_error(self) -> CheckoutTimeout:
+    def _timeout_error(self, timeout: float) -> CheckoutTimeout:
         line, holds = self._line, self.holders()
         between = line.size - len(line.idle) - len(holds)
         others = f", {between} being made or closed" if between else ""
         longest = f"; longest held {holds[0]}" if holds else ""
         late = CheckoutTimeout(
-            f"no connection came free within {self._timeout} s ({len(holds)} of {line.limit} "
+            f"no connection came free within {timeout} s ({len(holds)} of {line.limit} "
             f"in use{others}, {len(line.waiters)} still waiting{longest}); "
             "raise pool_size or max_overflow, or hold connections for less time"
         )
