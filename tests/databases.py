@@ -113,8 +113,16 @@ class PostgresServer(Server):
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(pid) for pid in children.read_text().split()] if children.exists() else []
 
+    def clients(self):
+        """List the pids of the backends that serve a client."""
+        return [pid for pid in self._backends() if f" {self.host}(" in _title(pid)]
+
     def reset(self):
-        """Nothing to forget: tests drop what they make."""
+        """Drop all clients; what tables there are, tests drop themselves."""
+        for pid in self.clients():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        until(lambda: not self.clients())
 
 
 class MariadbServer(Server):
@@ -204,6 +212,12 @@ class MemcachedServer(Server):
     def reset(self):
         """Forget all data."""
         self.call("flush_all")
+
+
+def _title(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
 
 
 def _run(command):

@@ -127,6 +127,16 @@ def test_postgres_runs_where_none_is_installed(start_server, monkeypatch):
     assert start_server(PostgresServer).running
 
 
+def test_a_reset_drops_the_clients_of_postgres(postgres_server):
+    with connect(postgres_server) as client:
+        user = b"user\0postgres\0database\0postgres\0\0"
+        client.sendall((len(user) + 8).to_bytes(4, "big") + b"\0\3\0\0" + user)
+        assert client.recv(1) == b"R"
+        until(lambda: len(postgres_server.clients()) == 1)
+        postgres_server.reset()
+        until(lambda: client.recv(1000) == b"")
+
+
 class TestHttpServer:
     def test_echoes_the_request(self, http_server):
         status, headers, body = ask(http_server.address, "/a?tag=7", **{"X-Other": "8"})
