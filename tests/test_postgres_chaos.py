@@ -463,7 +463,9 @@ with PostgresPool(sys.argv[1], max_size=3, max_creating=2) as pool:
     print(pool, foreign, switched > 50)
     with gevent.Timeout(0.1, False), pool.connection() as conn:
         conn.execute("SELECT pg_sleep(600)")
-    print(conn.closed, pool.get(timeout=5) is not conn)
+    with pool.item(timeout=5) as other:
+        print(conn.closed, other is not conn)
+    pool.close(timeout=5)  # the query is cancelled when this returns
 """
 
 
