@@ -483,7 +483,7 @@ def add_a_notify_handler(conn):
 @pytest.mark.parametrize("open_transaction", [False, True])
 def test_what_a_user_changes_on_a_connection_reaches_nobody(pg_pool, act, open_transaction):
     def face(conn):
-        names = set(vars(conn)) - {"pgconn", "lock", "_prepared"}
+        names = set(vars(conn)) - {"pgconn", "lock", "_prepared", "_waiting"}
         seen = {name: vars(conn)[name] for name in names}
         seen = {n: list(v) if isinstance(v, (list, dict)) else v for n, v in seen.items()}
         begin = conn._get_tx_start_command()
