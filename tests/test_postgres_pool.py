@@ -423,6 +423,25 @@ def test_a_connection_in_the_middle_of_something_is_destroyed(pg_pool, backends,
     whole(pool)
 
 
+def test_a_connection_is_not_freed_under_a_greenlet_that_waits_in_it(pg_pool, backends):
+    """It went on in libpq's freed memory when a new connection had got its descriptor."""
+    pool = pg_pool(max_size=3)
+    for _ in range(5):
+        with pool.item() as conn:
+            other = spawn(lambda conn=conn: conn.execute("SELECT pg_sleep(600)"))
+            settle()
+        new = [pool.get() for _ in range(3)]
+        for successor in new:
+            one(successor, "SELECT 1")
+        other.join(5)
+        assert isinstance(other.exception, psycopg.OperationalError)
+        assert conn.closed
+        for successor in new:
+            pool.put(successor)
+    whole(pool)
+    until(lambda: len(backends()) == 3)
+
+
 def change(name, value):
     def act(conn):
         setattr(conn, name, value)
@@ -464,7 +483,7 @@ def add_a_notify_handler(conn):
 @pytest.mark.parametrize("open_transaction", [False, True])
 def test_what_a_user_changes_on_a_connection_reaches_nobody(pg_pool, act, open_transaction):
     def face(conn):
-        names = set(vars(conn)) - {"pgconn", "lock", "_prepared"}
+        names = set(vars(conn)) - {"pgconn", "lock", "_prepared", "_waiting"}
         seen = {name: vars(conn)[name] for name in names}
         seen = {n: list(v) if isinstance(v, (list, dict)) else v for n, v in seen.items()}
         begin = conn._get_tx_start_command()
@@ -880,11 +899,18 @@ def test_interrupted_the_query_ends_here_and_on_the_server(pg_pool, control, bac
     whole(pool)
 
 
+# No cancel reaches it, so its queries must end by themselves when it is thawed.
+ON_A_FROZEN_SERVER = {
+    "cancel_timeout": 0.2,
+    "options": "-c client_connection_check_interval=20ms",
+}
+
+
 @pytest.mark.parametrize("act", ACTS)
 def test_interrupted_on_a_frozen_server_the_greenlet_ends_at_once(postgres_server, pg_pool, act):
     """psycopg's own blocks would wait for the server, to roll back or to end a COPY."""
     server = postgres_server
-    pool = pg_pool(server.url, cancel_timeout=0.2)
+    pool = pg_pool(server.url, **ON_A_FROZEN_SERVER)
     pool.put(pool.get())
     with psycopg.connect(server.url, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(1)")
@@ -972,7 +998,7 @@ def test_a_timeout_while_waiting_for_notifications_costs_nothing(pg_pool, contro
 
 def test_killed_while_it_rolls_back_on_return(postgres_server, pg_pool):
     server = postgres_server
-    pool = pg_pool(server.url, cancel_timeout=0.2)
+    pool = pg_pool(server.url, **ON_A_FROZEN_SERVER)
     conn = pool.get()
     conn.execute("SELECT 1")
     server.freeze()
@@ -988,7 +1014,7 @@ def test_killed_while_it_rolls_back_on_return(postgres_server, pg_pool):
 
 def test_a_rollback_on_a_frozen_server_is_cut_off(postgres_server, pg_pool, caplog):
     server = postgres_server
-    pool = pg_pool(server.url, cancel_timeout=0.2, reset_timeout=0.2)
+    pool = pg_pool(server.url, **ON_A_FROZEN_SERVER, reset_timeout=0.2)
     conn = pool.get()
     conn.execute("SELECT 1")
     server.freeze()
@@ -1080,7 +1106,7 @@ def test_connections_that_the_server_closes_for_idleness_are_replaced(pg_pool):
 
 def test_a_frozen_server_costs_each_user_his_timeout_and_no_slot(postgres_server, pg_pool):
     server = postgres_server
-    pool = pg_pool(server.url, max_size=3, cancel_timeout=0.2, connect_timeout=30)
+    pool = pg_pool(server.url, max_size=3, **ON_A_FROZEN_SERVER, connect_timeout=30)
     whole(pool)
     server.freeze()
     outcomes = []

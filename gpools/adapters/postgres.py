@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from inspect import signature
+from socket import SHUT_RDWR
 from traceback import clear_frames
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from gevent import Timeout
+from gevent.monkey import get_original
 from gevent.selectors import GeventSelector
 from gevent.socket import wait_read, wait_write
 
@@ -31,6 +34,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo, PipelineStatus, PollingStatus, TransactionStatus
 
 __all__ = ["PostgresPool"]
+
+_socket = get_original("socket", "socket")
 
 # What psycopg.connect takes beside the options of libpq.
 _CONNECT = frozenset(signature(psycopg.Connection.connect).parameters) - {"conninfo", "kwargs"}
@@ -227,7 +232,10 @@ class _Connections:
 class _Settings:
     """What a user can change on a connection without telling the server."""
 
-    _OTHERS = frozenset(["pgconn", "lock", "_adapters", "_prepared", "_cancel", "_streamed"])
+    _OTHERS = frozenset(
+        """pgconn lock _adapters _prepared
+        _cancel _doomed _streamed _waiting""".split()  # noqa: SIM905
+    )
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.attributes = {
@@ -264,17 +272,23 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
         __slots__ = ()  # else the class of a connection could not be changed
 
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+            mine = self.__dict__
             if getattr(gen, "__name__", None) == "_stream_send_gen":
-                self.__dict__["_streamed"] = True
+                mine["_streamed"] = True
+            mine["_waiting"] = mine.get("_waiting", 0) + 1
+            interrupted = False
             try:
                 return super().wait(gen, *args, **kwargs)
             except BaseException as error:
                 # An Exception too: that is what a Timeout raises that was given one.
-                if not isinstance(error, psycopg.Error) and _busy(self):
+                interrupted = not isinstance(error, psycopg.Error) and _busy(self)
+                raise
+            finally:
+                mine["_waiting"] -= 1
+                if interrupted or mine.get("_doomed"):
                     _hang_up(self)
                     with suppress(Exception):
                         gen.close()  # else it complains when it is collected
-                raise
 
     Pooled.__name__ = Pooled.__qualname__ = f"Pooled{connection_class.__name__}"
     Pooled.__module__ = connection_class.__module__
@@ -294,11 +308,19 @@ def _busy(conn: Any) -> bool:
 
 def _hang_up(conn: psycopg.Connection[Any]) -> None:
     """Close *conn*, and keep with it what can cancel the query that it leaves; never switches."""
-    if _busy(conn):
+    mine = vars(conn)
+    if _busy(conn) and "_cancel" not in mine:
         # Older than psycopg 3.2 or libpq 17 they can cancel only in a way that blocks the hub.
         with suppress(AttributeError, psycopg.Error):
-            vars(conn)["_cancel"] = conn.pgconn.cancel_conn()
-    conn.pgconn.finish()
+            mine["_cancel"] = conn.pgconn.cancel_conn()
+    if not mine.get("_waiting"):
+        conn.pgconn.finish()
+    elif not mine.get("_doomed"):
+        # Another greenlet waits in it, and would go on in memory that is no more.
+        # Wake him by the end of the connection; as he leaves it is closed.
+        mine["_doomed"] = True
+        with suppress(OSError), _socket(fileno=os.dup(conn.fileno())) as sock:
+            sock.shutdown(SHUT_RDWR)
 
 
 def _send(cancel: Any) -> None:
