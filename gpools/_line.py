@@ -55,6 +55,7 @@ NOTHING: Final = Grant.NOTHING
 class Budget(Protocol):
     """A limit that several lines share; see `gpools.keyed`."""
 
+    limit: int
     used: int  # slots taken in all lines
 
     def join(self, line: Line[Any]) -> None:
@@ -71,6 +72,9 @@ class Budget(Protocol):
 
     def displaces(self, line: Line[Any]) -> bool:
         """Tell whether an item that comes back to *line* must make way for another line."""
+
+    def holders(self) -> list[Any]:
+        """List the items in use in all lines, longest held first.  Never switches."""
 
 
 class Line(Generic[T]):

@@ -287,6 +287,10 @@ class _Budget(Generic[K, T]):
                 return False
         return _wanted(others) > self._coming()
 
+    def holders(self) -> list[Hold]:
+        holds = [hold for keyed in self._pools.values() for hold in keyed.pool.holders()]
+        return sorted(holds, key=lambda hold: hold.seconds, reverse=True)
+
     def forget_if_empty(self, key: K, keyed: _Keyed[T]) -> None:
         line = keyed.pool._line
         unused = line.size == 0 and not line.waiters and not keyed.users

@@ -151,6 +151,30 @@ def test_the_timeout_of_a_key_and_that_of_a_get():
     assert waiter.get(timeout=1).key == "b"
 
 
+def test_a_timeout_under_the_limit_in_all_names_the_holders_of_other_keys():
+    """It said that create() must be slow, where another key had everything."""
+    pools = Keyed(Gate(), 3)
+    held = holding(pools, "a", "b", "a")
+    with pytest.raises(PoolTimeout) as late:
+        pools.get("b", timeout=0.001)
+
+    told = str(late.value)
+    assert "(1 of 4 in use, and 3 of 3 of all keys, 0 still waiting; longest held " in told
+    assert told.endswith("raise the max_size of all keys, or hold items for less time")
+    assert [hold.item for hold in late.value.holders] == [item for _, item in held]
+    put_all(pools, held)
+
+
+def test_a_timeout_under_the_limit_of_a_key_names_the_holders_of_that_key():
+    pools = Keyed(Gate(), 3, per_key=1)
+    held = holding(pools, "a", "b")
+    with pytest.raises(PoolTimeout, match=r"\(1 of 1 in use, 0 still.* raise max_size") as late:
+        pools.get("b", timeout=0.001)
+
+    assert [hold.item for hold in late.value.holders] == [held[1][1]]
+    put_all(pools, held)
+
+
 @pytest.mark.parametrize("max_size", [0, -1, 1.5, None, "3"])
 def test_a_limit_that_is_none_is_refused(max_size):
     with pytest.raises(ValueError, match="max_size is"):
