@@ -223,6 +223,8 @@ class Line(Generic[T]):
                 self.maker()
             else:
                 self._pass_on()
+        elif self.idle:
+            self._pass_on()
 
     def look(self) -> None:
         """Have the hub look soon whether something is to be had.  Never switches."""

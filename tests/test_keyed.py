@@ -443,6 +443,19 @@ def test_an_item_stays_when_another_key_has_what_it_waits_for_already():
     assert gate.destroyed == 0
 
 
+def test_an_item_that_its_own_key_does_not_need_after_all_makes_way():
+    """Two came back for one who waited; the other stayed idle and another key waited on."""
+    gate = Gate()
+    pools = Keyed(gate, 2)
+    held = holding(pools, "a", "a")
+    served, _waiters = served_in_turn(pools, "a", "b")
+    put_all(pools, held)
+    settle()
+
+    assert served == ["a", "b"]
+    assert gate.destroyed == 1
+
+
 def test_an_item_stays_with_its_line_when_the_other_key_has_one_too():
     """Only who has nothing at all may take from a line; else two busy keys take turns."""
     gate = Gate()
