@@ -604,7 +604,7 @@ class ConnectionPool(Pool[T]):
             line.idle.appendleft(item)
         else:
             line.idle.append(item)
-        if line.waiters:
+        if line.waiters or line.budget is not None:
             line.wake()
 
     # Letting go.
@@ -623,6 +623,9 @@ class ConnectionPool(Pool[T]):
                 entry.find = partial(same, item)  # no report when it is collected
                 book.going[id(item)] = item
                 going.append(partial(self._destroy, line, book, reason, item))
+                if line.budget is not None:
+                    line.budget.going += 1
+                    line.budget.note(line)
         if going:
             # Aside, all together, for a kill must not save the last of them,
             # and each of them, for a slow one must not delay the next.
@@ -637,6 +640,8 @@ class ConnectionPool(Pool[T]):
             log.warning("%r: destroy of %s failed: %r", self, item_name(item), error)
         finally:
             del book.going[id(item)]
+            if line.budget is not None:
+                line.budget.going -= 1
             self._gone(line, book, reason)
 
     def _gone(self, line: Any, book: Book[T], reason: str) -> None:
