@@ -14,6 +14,7 @@ due: the newcomer of that moment is the one who tries.
 from __future__ import annotations
 
 from contextlib import suppress
+from math import inf
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -50,26 +51,30 @@ class Creator:
         pool = self._pool()
         if pool is None or pool.closed or pool._book.creator is not self:
             return
-        while self._more_wanted(pool) and pool._line.open():
-            pause = self._pause()
-            if pause > 0:
-                self._look_again_in(pause)
-                return
-            pool._line.claim()
+        while pool._line.open() and self.missing() > 0:
             self.in_flight += 1
+            pool._line.claim()
             spawn_raw(self._create, pool, pool._line, pool._book)
 
-    def ready(self) -> bool:
-        """Tell whether another creation would be started if there was a slot."""
-        pool = self._pool()
-        return pool is not None and self._more_wanted(pool) and self._pause() <= 0
+    def missing(self) -> int:
+        """Return how many creations would be started now if there were slots.  Never switches.
 
-    def _more_wanted(self, pool: ConnectionPool[Any]) -> bool:
+        In a pause it is none, and the pool's line is woken when that is over.
+        """
+        pool = self._pool()
+        missing = 0 if pool is None else self._missing(pool)
+        pause = self._pause() if missing else 0.0
+        if pause > 0:
+            self._look_again_in(pause)
+            return 0
+        return missing
+
+    def _missing(self, pool: ConnectionPool[Any]) -> int:
         line = pool._line
         # An item or an error that came free for the first in line is on its way.
         unserved = len(line.waiters) - len(line.idle) - len(line.errors)
         wanted = max(unserved, pool.min_size - len(pool._book.items))
-        return self.in_flight < min(wanted, 1 if self.failures else self._at_once)
+        return max(0, min(wanted, 1 if self.failures else self._at_once) - self.in_flight)
 
     def _pause(self) -> float:
         """Return the seconds until the next try, while creations fail."""
@@ -87,9 +92,9 @@ class Creator:
                     f"and is tried again {when}; last: {type(self.last_error).__name__}"
                 ) from self.last_error
 
-    def holds_back(self) -> bool:
-        """Tell whether creations have failed of late, so that it matters when the next begins."""
-        return self.failures > 0 and monotonic() < self._next_try + LONGEST_PAUSE
+    def holds_back_until(self) -> float:
+        """Return until when it matters that creations have failed, and when the next may begin."""
+        return self._next_try + LONGEST_PAUSE if self.failures else -inf
 
     def anew(self, pool: ConnectionPool[Any]) -> Creator:
         """Return one with the same settings, nothing in flight and no failures."""
@@ -143,3 +148,6 @@ def _ring(creator: ref[Creator], alarm: Any) -> None:
     if alive is not None:
         alive._alarm = None
         alive.look()
+        pool = alive._pool()
+        if pool is not None:
+            pool._line.wake()  # where slots are scarce, it is one more that wants one

@@ -13,6 +13,8 @@ switch, cited elsewhere by number:
 3. Nobody overtakes the line.
 4. Every way in which an item or a slot comes free ends in `wake`.
 5. An item has one holder at most (connection pools).
+6. Under a common limit, whatever changes how many slots a line could use is
+   told to the `Budget` by `note`.
 
 Choosing a waiter and waking it are one act: `_serve`, in the hub, takes the
 first in line and an item, and switches to it with the item in hand.  A kill or
@@ -55,10 +57,15 @@ NOTHING: Final = Grant.NOTHING
 class Budget(Protocol):
     """A limit that several lines share; see `gpools.keyed`."""
 
+    limit: int
     used: int  # slots taken in all lines
+    going: int  # of these, how many will come free because an item is being destroyed
 
-    def join(self, line: Line[Any]) -> None:
-        """Count *line* in."""
+    def renew(self, line: Line[Any], successor: Line[Any]) -> None:
+        """Count *line* out and *successor*, which is empty, in."""
+
+    def note(self, line: Line[Any]) -> None:
+        """Look at *line*, where waiters, items or slots have come or gone.  Never switches."""
 
     def allows(self, line: Line[Any]) -> bool:
         """Tell whether *line* may take a slot now."""
@@ -71,6 +78,9 @@ class Budget(Protocol):
 
     def displaces(self, line: Line[Any]) -> bool:
         """Tell whether an item that comes back to *line* must make way for another line."""
+
+    def holders(self) -> list[Any]:
+        """List the items in use in all lines, longest held first.  Never switches."""
 
 
 class Line(Generic[T]):
@@ -121,8 +131,7 @@ class Line(Generic[T]):
         if self.budget is not None:
             # Not this one's any more: who is still busy here must not give it up twice.
             budget, self.budget = self.budget, None
-            budget.used -= self.size
-            budget.join(line)
+            budget.renew(self, line)
         return line
 
     def open(self) -> bool:
@@ -138,6 +147,7 @@ class Line(Generic[T]):
         self.size += 1
         if self.budget is not None:
             self.budget.used += 1
+            self.budget.note(self)
 
     def take(self, arrived: float = inf) -> T | Literal[Grant.SLOT, Grant.NOTHING]:
         """Take what may be had without waiting.  Never switches.
@@ -146,7 +156,9 @@ class Line(Generic[T]):
         """
         if not self.waiters or arrived < next(iter(self.waiters.values())):
             if self.idle:
-                return self.idle.popleft()
+                item = self.idle.popleft()
+                self._note()
+                return item
             if self.room():
                 self.claim()
                 return SLOT
@@ -180,6 +192,7 @@ class Line(Generic[T]):
         except BaseException:
             # Killed or timed out in line, owning nothing: only the place is given up.
             self.waiters.pop(me, None)
+            self._note()
             raise
 
     def keep_place(self, arrived: float) -> greenlet:
@@ -212,6 +225,7 @@ class Line(Generic[T]):
 
     def wake(self) -> None:
         """Let the first in line in, if something is to be had.  Never switches."""
+        self._note()
         if self.waiters:
             if self.idle or self.room() or self.errors or self.refusal is not None:
                 self.look()
@@ -219,6 +233,8 @@ class Line(Generic[T]):
                 self.maker()
             else:
                 self._pass_on()
+        elif self.idle:
+            self._pass_on()
 
     def look(self) -> None:
         """Have the hub look soon whether something is to be had.  Never switches."""
@@ -277,6 +293,10 @@ class Line(Generic[T]):
         # All in line died or were turned away: what came free is idle after all.
         if self.shed is not None and self.idle and not self.waiters:
             self.shed.idle(monotonic())
+
+    def _note(self) -> None:
+        if self.budget is not None:
+            self.budget.note(self)
 
     def _pass_on(self) -> None:
         # What is not for this line may be for another under the same limit.

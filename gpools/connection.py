@@ -606,7 +606,7 @@ class ConnectionPool(Pool[T]):
             line.idle.appendleft(item)
         else:
             line.idle.append(item)
-        if line.waiters:
+        if line.waiters or line.budget is not None:
             line.wake()
 
     # Letting go.
@@ -625,6 +625,9 @@ class ConnectionPool(Pool[T]):
                 entry.find = partial(same, item)  # no report when it is collected
                 book.going[id(item)] = item
                 going.append(partial(self._destroy, line, book, reason, item))
+                if line.budget is not None:
+                    line.budget.going += 1
+                    line.budget.note(line)
         if going:
             # Aside, all together, for a kill must not save the last of them,
             # and each of them, for a slow one must not delay the next.
@@ -639,6 +642,8 @@ class ConnectionPool(Pool[T]):
             log.warning("%r: destroy of %s failed: %r", self, item_name(item), error)
         finally:
             del book.going[id(item)]
+            if line.budget is not None:
+                line.budget.going -= 1
             self._gone(line, book, reason)
 
     def _gone(self, line: Any, book: Book[T], reason: str) -> None:
@@ -776,15 +781,20 @@ class ConnectionPool(Pool[T]):
         book.counters.timeouts += 1
         self._tell("timed_out")
         holds = self.holders()
-        between = line.size - len(line.idle) - len(holds)
+        in_use, between = len(holds), line.size - len(line.idle) - len(holds)
         others = f", {between} being made, checked or destroyed" if between else ""
-        longest = f"; longest held {holds[0]}" if holds else ""
+        in_all = ""
         advice = "raise max_size, or hold items for less time"
-        if len(holds) < line.limit:
+        if in_use < line.limit:
             advice = "create() or destroy() is slow, or timeout is short"
+            if line.budget is not None and line.budget.used >= line.budget.limit:
+                holds = line.budget.holders()
+                in_all = f", and {len(holds)} of {line.budget.limit} of all keys"
+                advice = "raise the max_size of all keys, or hold items for less time"
+        longest = f"; longest held {holds[0]}" if holds else ""
         late = PoolTimeout(
             f"no item {self._of_name()}came free within {timeout} s "
-            f"({len(holds)} of {line.limit} in use{others}, {len(line.waiters)} still waiting"
+            f"({in_use} of {line.limit} in use{in_all}{others}, {len(line.waiters)} still waiting"
             f"{longest}); {advice}"
         )
         late.holders = tuple(holds)

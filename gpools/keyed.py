@@ -21,6 +21,7 @@ from gevent import get_hub
 from gpools._aside import aside, each_aside
 from gpools._holders import Hold
 from gpools._line import Line
+from gpools._order import Order
 from gpools.connection import ConnectionPool, this_thread
 from gpools.errors import NotInUse, PoolClosed
 from gpools.pool import MISSING, Missing
@@ -53,7 +54,7 @@ class KeyedPool(Generic[K, T]):
             raise ValueError(f"max_size is {max_size!r} but must be a whole number, at least 1")
         self.name = name
         self._make_pool = make_pool
-        self._pools: dict[K, _Keyed[T]] = {}
+        self._pools: dict[K, _Keyed[K, T]] = {}
         self._budget: _Budget[K, T] = _Budget(max_size, self._pools)
         self._closed = False
         self._thread: int | None = None  # from its first use on
@@ -152,15 +153,15 @@ class KeyedPool(Generic[K, T]):
         if keyed is None:
             if self._closed:
                 raise PoolClosed(f"{self!r} is closed")
-            for other_key, other in list(self._pools.items()):  # those that held back once
-                self._budget.forget_if_empty(other_key, other)
+            self._budget.forget_the_leaving()
             made = _usable(self._make_pool(key))
             if self._closed:  # while make_pool() ran
                 made.close()
                 raise PoolClosed(f"{self!r} is closed")
-            keyed = self._pools.setdefault(key, _Keyed(made))
-            self._budget.join(keyed.pool._line)
-            if keyed.pool is not made:  # another greenlet was faster
+            keyed = self._pools.get(key)
+            if keyed is None:
+                keyed = self._budget.join(key, made)
+            elif keyed.pool is not made:  # another greenlet was faster
                 surplus = made
         keyed.users += 1  # before anything switches, else it might be forgotten meanwhile
         try:
@@ -169,17 +170,19 @@ class KeyedPool(Generic[K, T]):
             yield keyed.pool
         finally:
             keyed.users -= 1
-            self._budget.forget_if_empty(key, keyed)
+            self._budget.forget_if_empty(keyed)
 
 
-class _Keyed(Generic[T]):
-    """The pool of one key."""
+class _Keyed(Generic[K, T]):
+    """A pool, and what is known of it."""
 
-    __slots__ = ("pool", "users")
+    __slots__ = ("keys", "pool", "users", "wants")
 
     def __init__(self, pool: ConnectionPool[T]) -> None:
         self.pool = pool
+        self.keys: list[K] = []  # one, unless make_pool gives several keys the same pool
         self.users = 0  # greenlets in the middle of a call
+        self.wants = 0  # slots that it could use now
 
 
 def _usable(made: ConnectionPool[T]) -> ConnectionPool[T]:
@@ -221,37 +224,91 @@ class _KeyedUse(AbstractContextManager[T]):
 
 
 class _Budget(Generic[K, T]):
-    """The limit that the lines of all keys share; see `gpools._line.Budget`."""
+    """The limit that the lines of all keys share; see `gpools._line.Budget`.
 
-    def __init__(self, limit: int, pools: dict[K, _Keyed[T]]) -> None:
+    Whatever may change what a line could use ends in `note`, so that no
+    operation has to go through all keys.
+    """
+
+    def __init__(self, limit: int, pools: dict[K, _Keyed[K, T]]) -> None:
         self.limit = limit
         self.used = 0
+        self.going = 0
         self._pools = pools
+        self._of: dict[Line[Any], _Keyed[K, T]] = {}
+        self._having: dict[_Keyed[K, T], None] = {}  # items, or slots for them
+        self._wanted = 0  # slots, by all keys together
+        # Those that want one, by when their first in line came; and those of
+        # them that have nothing at all.
+        self._wanting: Order[_Keyed[K, T]] = Order()
+        self._poor: Order[_Keyed[K, T]] = Order()
+        # Those with an item idle, by the time of the longest idle, or an earlier
+        # one: a get, which must be quick, does not tell that it took that item.
+        self._spare: Order[_Keyed[K, T]] = Order()
+        # Those that were empty and could not be forgotten then, by when they can.
+        self._leaving: Order[_Keyed[K, T]] = Order()
         self._scheduled = False  # `_go_on` is on its way
 
-    def join(self, line: Line[Any]) -> None:
-        if line.budget is None:
-            line.budget = self
-            self.used += line.size
+    def join(self, key: K, pool: ConnectionPool[T]) -> _Keyed[K, T]:
+        """Have *pool* be that of *key*, and count it in."""
+        line = pool._line
+        keyed = self._of.get(line)
+        if keyed is None:
+            keyed = self._of[line] = _Keyed(pool)
+            if line.budget is None:
+                line.budget = self
+                self.used += line.size
+                self.going += len(pool._book.going)
+            self.note(line)
+        keyed.keys.append(key)
+        self._pools[key] = keyed
+        return keyed
+
+    def renew(self, line: Line[Any], successor: Line[Any]) -> None:
+        successor.budget = self
+        self.used -= line.size
+        keyed = self._of.pop(line, None)
+        if keyed is not None:
+            self.going -= len(keyed.pool._book.going)
+            self._of[successor] = keyed
+            self.note(successor)
+            self._leaving.place(keyed, 0.0)
+
+    def note(self, line: Line[Any]) -> None:
+        keyed = self._of.get(line)
+        if keyed is None:  # it was forgotten, and somebody uses it still
+            return
+        if line.waiters or keyed.wants:
+            wants = _wants(keyed.pool, line)
+            self._wanted += wants - keyed.wants
+            keyed.wants = wants
+            first = _first(line) if wants else None
+            self._wanting.place(keyed, first)
+            self._poor.place(keyed, None if line.size else first)
+        if line.size:
+            self._having[keyed] = None
+            if line.idle and keyed not in self._spare:
+                self._spare.place(keyed, _idle_since(keyed.pool, line))
+        else:
+            self._having.pop(keyed, None)
 
     def allows(self, line: Line[Any]) -> bool:
         if self.used >= self.limit:
             return False
-        longest = self._longest_waiting()
-        return longest is None or longest is line
+        longest = self._wanting.first()
+        return longest is None or longest.pool._line is line
 
     def freed(self, line: Line[Any]) -> None:
-        if line.size == 0:
-            for key, keyed in list(self._pools.items()):
-                if keyed.pool._line is line:
-                    self.forget_if_empty(key, keyed)
+        keyed = self._of.get(line)
+        if keyed is not None:
+            self.forget_if_empty(keyed)
 
     def seek(self) -> None:
-        longest = self._longest_waiting()
+        longest = self._wanting.first()
         if longest is None:
             return
         if self.used < self.limit:
-            longest.wake()  # it may take the slot, being the longest
+            longest.pool._line.wake()  # it may take the slot, being the longest
         if not self._scheduled:
             # Others stand behind the longest, which may have taken an idle item
             # of its own or one slot of two: they are seen to when it was served.
@@ -268,64 +325,83 @@ class _Budget(Generic[K, T]):
 
     def _make_room(self) -> None:
         """Let idle items go, of any key, as many as are waited for."""
-        pools = [keyed.pool for keyed in self._pools.values()]
-        for _ in range(_wanted(self._wanting()) - self._coming()):
-            spare = [pool for pool in pools if pool._line.idle and not pool._line.waiters]
-            if not spare:
+        for _ in range(self._wanted - self._coming()):
+            longest = self._longest_idle()
+            if longest is None:
                 return
-            min(spare, key=_idle_since)._drop_longest_idle(1, "displaced")
+            longest._drop_longest_idle(1, "displaced")
+
+    def _longest_idle(self) -> ConnectionPool[T] | None:
+        """Return the pool with the item that is idle longest and that nobody waits for."""
+        while (keyed := self._spare.first()) is not None:
+            since = _idle_since(keyed.pool, keyed.pool._line)
+            if since == self._spare.time(keyed):
+                return keyed.pool
+            self._spare.place(keyed, since)
+        return None
 
     def displaces(self, line: Line[Any]) -> bool:
-        if self.used > self.limit:
-            return True
-        if self.used < self.limit:
-            return False
-        others = [other for other in self._wanting() if other is not line]
-        if line.waiters:
-            others = [other for other in others if _first(other) < _first(line)]
-            if all(other.size for other in others):
-                return False
-        return _wanted(others) > self._coming()
+        if self.used != self.limit:
+            return self.used > self.limit
+        coming = self._coming()
+        if not line.waiters or self._wanted <= coming:
+            return self._wanted > coming
+        first = _first(line)
+        poorest = self._poor.first()
+        if poorest is None or self._poor.time(poorest) >= first:
+            return False  # those who have something do not take from each other's lines
+        # No more go than those need who came before; no further than that is looked.
+        for keyed in self._wanting.before(first):
+            coming -= keyed.wants
+            if coming < 0:
+                return True
+        return False
 
-    def forget_if_empty(self, key: K, keyed: _Keyed[T]) -> None:
+    def holders(self) -> list[Hold]:
+        holds = [hold for keyed in self._having for hold in keyed.pool.holders()]
+        return sorted(holds, key=lambda hold: hold.seconds, reverse=True)
+
+    def forget_if_empty(self, keyed: _Keyed[K, T]) -> None:
         line = keyed.pool._line
-        unused = line.size == 0 and not line.waiters and not keyed.users
+        if line.size or line.waiters or keyed.users or self._of.get(line) is not keyed:
+            return
         creator = keyed.pool._book.creator
-        if creator is not None and creator.holds_back():
-            return  # forgotten now, the next caller would ask a server that is down again
-        if unused and self._pools.get(key) is keyed:
+        if creator is not None and creator.holds_back_until() > monotonic():
+            # Forgotten now, the next caller would ask a server that is down again.
+            self._leaving.place(keyed, creator.holds_back_until())
+            return
+        for key in keyed.keys:
             del self._pools[key]
+        del self._of[line]
+        self._spare.place(keyed, None)
+        self._leaving.place(keyed, None)
+
+    def forget_the_leaving(self) -> None:
+        for keyed in list(self._leaving.before(monotonic())):
+            self._leaving.place(keyed, None)
+            self.forget_if_empty(keyed)
 
     def _coming(self) -> int:
         """Return how many slots are free, or will be without another item having to go."""
-        going = sum(len(keyed.pool._book.going) for keyed in self._pools.values())
-        return self.limit - self.used + going
-
-    def _longest_waiting(self) -> Line[T] | None:
-        """Return the line whose first has waited longest, of those that could use a slot."""
-        return min(self._wanting(), key=_first, default=None)
-
-    def _wanting(self) -> list[Line[T]]:
-        """Return the lines in which somebody waits who could use a slot now."""
-        return [
-            keyed.pool._line
-            for keyed in self._pools.values()
-            if len(keyed.pool._line.waiters) > len(keyed.pool._line.idle)
-            and keyed.pool._line.size < keyed.pool._line.limit
-            and (keyed.pool._book.creator is None or keyed.pool._book.creator.ready())
-        ]
+        return self.limit - self.used + self.going
 
 
-def _wanted(lines: list[Line[T]]) -> int:
-    """Return how many slots all of *lines* could use."""
-    return sum(min(len(line.waiters) - len(line.idle), line.limit - line.size) for line in lines)
+def _wants(pool: ConnectionPool[Any], line: Line[Any]) -> int:
+    """Return how many slots *pool* could use now."""
+    if not line.waiters:
+        return 0
+    creator = pool._book.creator
+    wants = len(line.waiters) - len(line.idle) if creator is None else creator.missing()
+    return max(0, min(wants, line.limit - line.size))
 
 
 def _first(line: Line[Any]) -> float:
     return next(iter(line.waiters.values()))
 
 
-def _idle_since(pool: ConnectionPool[Any]) -> float:
-    line = pool._line
+def _idle_since(pool: ConnectionPool[Any], line: Line[Any]) -> float | None:
+    """Return since when its longest idle item is, None if it has none or somebody waits for it."""
+    if not line.idle or line.waiters:
+        return None
     item = line.idle[-1] if pool.order_as_stack else line.idle[0]
     return pool._book.items[id(item)].since

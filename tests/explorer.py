@@ -60,6 +60,7 @@ from gevent.event import Event
 from gevent.hub import Hub, get_hub
 
 import gpools
+from tests.watching import wrong_in_keys
 
 __all__ = ["CutOff", "Result", "Scenario", "World", "explore", "replay", "sample", "virtual_time"]
 
@@ -684,6 +685,17 @@ class World:
             self.fail(f"the size is wrong (invariant 1): {self.books()}")
         if self.keyed and not size == self.pool.size <= self.most:
             self.fail(f"the keys have {size} slots, and yet: {self.books()}")
+        if self.keyed:
+            self._check_keys()
+
+    def _check_keys(self):
+        """Assert that the keys are known, and that idle items make way for those who wait."""
+        if wrong := wrong_in_keys(self.pool):
+            self.fail("; ".join(wrong))
+        budget, lines = self.pool._budget, [pool._line for pool in self.pools()]
+        spare = any(line.idle and not line.waiters for line in lines)
+        if spare and budget._wanted > budget._coming() and not self._seen_to(lines[0]):
+            self.fail(f"an idle item does not make way: {self.books()}")
 
     def _check_line(self, line):
         first = next(iter(line.waiters))
@@ -713,7 +725,7 @@ class World:
             return
         if any(self._scheduled(creation.switch) for creation in self.loop.creations):
             return  # it looks when it is back
-        if creator._more_wanted(pool) and line.open():
+        if creator._missing(pool) and line.open():
             self.fail(f"somebody waits and nobody creates: {self.books()}")
 
     def _seen_to(self, line):

@@ -347,7 +347,7 @@ MUTANTS = [
     connection(
         "an item that comes back wakes nobody",
         "all verbs switch",
-        ("if line.waiters:\n            line.wake()", ""),
+        ("if line.waiters or line.budget is not None:", "if line.budget is not None:"),
     ),
     connection(
         "a second kill, in fit_after, loses the item",
@@ -575,7 +575,7 @@ MUTANTS = [
         "a slot is not counted in the common limit",
         "two keys share one",
         (
-            "if self.budget is not None:\n            self.budget.used += 1",
+            "self.budget.used += 1",
             "pass",
         ),
     ),
@@ -607,6 +607,99 @@ MUTANTS = [
         "keys are closed one after the other",
         "keys, closed and killed",
         ("pool._refuse_all()  #", "pool.close()  #"),
+    ),
+    line(
+        "who dies in line is still counted as wanting a slot",
+        "two keys share one, given up",
+        ("self.waiters.pop(me, None)\n            self._note()", "self.waiters.pop(me, None)"),
+    ),
+    line(
+        "a line that lost an item to one who came earlier wants no slot",
+        "two keys share two, dead items",
+        ("item = self.idle.popleft()\n                self._note()", "item = self.idle.popleft()"),
+    ),
+    line(
+        "what is left idle by its own key makes way for no other",
+        "two keys share two, one idle too many",
+        ("elif self.idle:\n            self._pass_on()", ""),
+    ),
+    line(
+        "a line that wakes is not looked at",
+        "two keys share one",
+        ("self._note()\n        if self.waiters:", "if self.waiters:"),
+    ),
+    line(
+        "who took a slot still wants one",
+        "two keys share one, made aside",
+        ("self.budget.used += 1\n            self.budget.note(self)", "self.budget.used += 1"),
+    ),
+    connection(
+        "nobody sees that an item is idle",
+        "two keys share one",
+        ("if line.waiters or line.budget is not None:", "if line.waiters:"),
+    ),
+    connection(
+        "a line that lost its idle items wants no slot",
+        "two keys share two, dead items",
+        (
+            "line.budget.going += 1\n                    line.budget.note(line)",
+            "line.budget.going += 1",
+        ),
+    ),
+    connection(
+        "what is on its way out is not counted",
+        "two keys share one",
+        ("line.budget.going += 1\n", "line.budget.going += 0\n"),
+    ),
+    connection(
+        "what is gone is still on its way out",
+        "two keys share one",
+        ("line.budget.going -= 1", "pass"),
+    ),
+    mutant(
+        "_creator",
+        "a creation that starts is still missing",
+        "two keys share two, made aside",
+        (
+            "self.in_flight += 1\n            pool._line.claim()",
+            "pool._line.claim()\n            self.in_flight += 1",
+        ),
+    ),
+    mutant(
+        "_creator",
+        "a pause that ends wakes nobody under the common limit",
+        "keys made aside, tried again",
+        ("pool._line.wake()  #", "pass  #"),
+    ),
+    mutant(
+        "keyed",
+        "a key that has items counts as one that has none",
+        "two keys share two",
+        ("None if line.size else first", "first"),
+    ),
+    mutant(
+        "keyed",
+        "a key that has nothing gets nothing of those that have",
+        "two keys share one, in turn",
+        ("self._poor.place(keyed, None if line.size else first)", "pass"),
+    ),
+    mutant(
+        "keyed",
+        "a key whose idle item was taken is thought to have it still",
+        "two keys share two, in turn",
+        ("if since == self._spare.time(keyed):", "if True:"),
+    ),
+    mutant(
+        "_order",
+        "a key stands where it stood before, too",
+        "two keys share one",
+        ("entry[2] = None\n", "pass\n"),
+    ),
+    mutant(
+        "_order",
+        "a key that comes late stands first",
+        "two keys share one, in turn",
+        ("[time, next(self._numbers), thing]", "[-time, next(self._numbers), thing]"),
     ),
     line(
         "an item lost on its way is not made up for",

@@ -41,7 +41,7 @@ from gpools import (
     _sweeper,
 )
 from tests.hostile import Gate, error, killed, ok, settle, slow, slow_error, spawn, stale, timed_out
-from tests.watching import Watch, tracing
+from tests.watching import Watch, tracing, wrong_in_keys
 
 __all__ = ["GrandStorm", "KeyedStorm", "storm_of", "watching", "weather", "what_is_left"]
 
@@ -786,6 +786,8 @@ class KeyedStorm(GrandStorm):
         claim(0 <= pool.size <= SIZE, "limit broken", pool)
         for one in self.pools():
             claim(0 <= one.current_size <= self.per_key, "limit of one key broken", one)
+        claim(not (wrong := wrong_in_keys(pool)), *wrong)
+        for one in self.pools():
             claim(one.stats().idle == len(one._line.idle), "idle are not those on the shelf", one)
 
     def check_books(self):

@@ -284,6 +284,14 @@ def give_up_b(world):
         world.pause()
 
 
+def insist_on_b(world):
+    """Try again where create fails."""
+    try:
+        borrow_b(world)
+    except OSError:
+        borrow_b(world)
+
+
 def discard_a(world):
     with world.item("a") as item:
         world.pause()
@@ -337,6 +345,7 @@ SLOW_RETURN = {"reset": ("slow",), "destroy": ("slow",)}
 SLOW_RESET = {"reset": ("slow",)}
 SLOW_CHECK = {"check": ("slow",)}
 DIES = {"check": ("ok", "slow refuse"), "destroy": ("slow",)}
+DIES_SLOWLY = {"check": ("slow", "slow refuse"), "destroy": ("slow",)}
 TWO_DEAD = {"check": ("ok", "refuse"), "destroy": ("slow",)}
 BROKEN = {"create": ("slow", "raise", "slow raise", "slow exit")}
 NEVER_MADE = {"create": ("raise",)}
@@ -455,6 +464,8 @@ SCENARIOS = [
     Scenario("two keys share one, made aside", KEYS_MADE, (borrow_a, borrow_b), BROKEN, 2, 1),
     Scenario("two keys share two", keyed(2, 2), (borrow_a, borrow_a, borrow_b), SLOW_DESTROY),
     Scenario("two keys share two, closed", keyed(2), (borrow_a, borrow_b, close), SLOW_DESTROY),
+    Scenario("two keys share two, in turn", keyed(2, 2), (borrow_a_twice, borrow_a, borrow_b)),
+    Scenario("two keys share two, one idle too many", keyed(2, 2), (borrow_a,) * 3 + (borrow_b,)),
     Scenario("two keys are recycled", keyed(2), (borrow_a, borrow_b, recycle), SLOW_DESTROY),
 ]
 
@@ -497,6 +508,20 @@ LONG = [
     Scenario("four share two of two keys", keyed(2, 2), (borrow_a, borrow_a, borrow_b, borrow_b)),
     Scenario(
         "two keys share two, all fail", keyed(2, 2), (borrow_a, borrow_a, borrow_b), KEY_FAILS, 1
+    ),
+    Scenario(
+        "two keys share two, dead items",
+        keyed(2, 2),
+        (borrow_a_twice, borrow_a, borrow_a),
+        DIES_SLOWLY,
+        1,
+    ),
+    Scenario(
+        "keys made aside, tried again",
+        KEYS_MADE_TWO,
+        (borrow_b, insist_on_b, borrow_a),
+        {"create": ("ok", "raise")},
+        1,
     ),
     Scenario(
         "two keys share two, made aside", KEYS_MADE_TWO, (borrow_a, borrow_a, borrow_b), BREAKS, 1

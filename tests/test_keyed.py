@@ -3,11 +3,13 @@
 import gc
 import os
 import random
+import sys
 import weakref
 
 import gevent
 import gevent.os
 import pytest
+from gevent.event import Event
 
 from gpools import (
     ConnectionPool,
@@ -21,6 +23,7 @@ from gpools import (
 from gpools.keyed import KeyedPool
 from tests.hostile import Gate, error, killed, never, ok, settle, slow, spawn, timed_out
 from tests.waiting import until
+from tests.watching import wrong_in_keys
 
 
 class Keyed(KeyedPool):
@@ -40,6 +43,7 @@ class Keyed(KeyedPool):
             )
 
         self.made = []
+        self.crowd = []  # greenlets to be killed in the end
         super().__init__(make_pool, max_size)
 
 
@@ -149,6 +153,30 @@ def test_the_timeout_of_a_key_and_that_of_a_get():
 
     put_all(pools, held)
     assert waiter.get(timeout=1).key == "b"
+
+
+def test_a_timeout_under_the_limit_in_all_names_the_holders_of_other_keys():
+    """It said that create() must be slow, where another key had everything."""
+    pools = Keyed(Gate(), 3)
+    held = holding(pools, "a", "b", "a")
+    with pytest.raises(PoolTimeout) as late:
+        pools.get("b", timeout=0.001)
+
+    told = str(late.value)
+    assert "(1 of 4 in use, and 3 of 3 of all keys, 0 still waiting; longest held " in told
+    assert told.endswith("raise the max_size of all keys, or hold items for less time")
+    assert [hold.item for hold in late.value.holders] == [item for _, item in held]
+    put_all(pools, held)
+
+
+def test_a_timeout_under_the_limit_of_a_key_names_the_holders_of_that_key():
+    pools = Keyed(Gate(), 3, per_key=1)
+    held = holding(pools, "a", "b")
+    with pytest.raises(PoolTimeout, match=r"\(1 of 1 in use, 0 still.* raise max_size") as late:
+        pools.get("b", timeout=0.001)
+
+    assert [hold.item for hold in late.value.holders] == [held[1][1]]
+    put_all(pools, held)
 
 
 @pytest.mark.parametrize("max_size", [0, -1, 1.5, None, "3"])
@@ -419,6 +447,19 @@ def test_an_item_stays_when_another_key_has_what_it_waits_for_already():
     assert gate.destroyed == 0
 
 
+def test_an_item_that_its_own_key_does_not_need_after_all_makes_way():
+    """Two came back for one who waited; the other stayed idle and another key waited on."""
+    gate = Gate()
+    pools = Keyed(gate, 2)
+    held = holding(pools, "a", "a")
+    served, _waiters = served_in_turn(pools, "a", "b")
+    put_all(pools, held)
+    settle()
+
+    assert served == ["a", "b"]
+    assert gate.destroyed == 1
+
+
 def test_an_item_stays_with_its_line_when_the_other_key_has_one_too():
     """Only who has nothing at all may take from a line; else two busy keys take turns."""
     gate = Gate()
@@ -673,6 +714,199 @@ def test_an_item_discarded_in_its_block_costs_no_second_pool():
         pools.close()
 
 
+# What it costs: as much with thousands of keys as with a hundred.
+
+
+def calls(act):
+    """Count the calls of functions, in all greenlets, until *act* has led to rest."""
+    seen = 0
+
+    def count(frame, event, arg):
+        nonlocal seen
+        seen += event in ("call", "c_call")
+
+    gc.collect()
+    settle()
+    gc.disable()  # what others have left is not to be counted
+    sys.setprofile(count)
+    try:
+        act()
+        settle()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return seen
+
+
+def idle_path(keys):
+    pools = Keyed(Gate(), keys)
+    put_all(pools, holding(pools, *range(keys)))
+    for key in range(30):
+        with pools.item(key):
+            pass
+    yield pools
+    for key in range(30):
+        with pools.item(key):
+            pass
+    yield pools
+
+
+def new_keys(keys):
+    pools = Keyed(Gate(), keys + 30)
+    held = holding(pools, *range(keys))
+    yield pools
+    held += holding(pools, *range(keys, keys + 30))
+    yield pools
+
+
+def new_keys_among_many_whose_server_is_down(keys):
+    gate = Gate()
+    down = dict.fromkeys(range(keys), error)
+    pools = Keyed(gate, 100, keys=down, max_creating=1)
+    for key in range(keys):
+        with pytest.raises(OSError, match="said no"):
+            pools.get(key)
+    yield pools
+    holding(pools, *range(keys, keys + 30))
+    yield pools
+
+
+def displacing_gets(keys):
+    pools = Keyed(Gate(), keys)
+    put_all(pools, holding(pools, *range(keys)))
+    yield pools
+    for key in range(keys, keys + 30):
+        with pools.item(key):
+            pass
+    yield pools
+
+
+def waiting(keys, gate, **settings):
+    pools = Keyed(gate, 30, **settings)
+    held = holding(pools, *["first"] * 4, *range(26))
+    pools.crowd = [spawn(pools.get, key) for key in range(100, 100 + keys)]
+    settle()
+    assert sum(pool.waiting() for pool in pools.pools().values()) == keys
+    return pools, held
+
+
+def handing_over_what_is_discarded(keys):
+    pools, held = waiting(keys, Gate())
+    yield pools
+    for key, item in held:
+        pools.discard(key, item)
+        settle()
+    assert pools.size == 30
+    yield pools
+
+
+def handing_over_what_is_put(keys):
+    pools, held = waiting(keys, Gate())
+    yield pools
+    for key, item in held:
+        pools.put(key, item)
+        settle()
+    assert pools.size == 30
+    yield pools
+
+
+def handing_over_what_is_made_aside(keys):
+    pools, held = waiting(keys, Gate(), max_creating=2)
+    yield pools
+    put_all(pools, held)
+    yield pools
+
+
+def handing_over_what_is_slow_to_go(keys):
+    may_go = Event()
+    pools, held = waiting(keys, Gate(destroy=(may_go.wait,)))
+    yield pools
+    put_all(pools, held)
+    settle()
+    may_go.set()
+    yield pools
+
+
+def handing_over_what_another_waits_for_in_its_own_key(keys):
+    pools, held = waiting(keys, Gate())
+    pools.crowd += [spawn(pools.get, "first") for _ in range(10)]
+    yield pools
+    put_all(pools, held)
+    yield pools
+
+
+def giving_up(keys):
+    pools, held = waiting(keys, Gate())
+    yield pools
+    for greenlet in pools.crowd[:20]:
+        greenlet.kill()
+    for key in range(100 + keys // 2, 110 + keys // 2):
+        with pytest.raises(PoolTimeout):
+            pools.get(key, timeout=0)
+    for greenlet in pools.crowd[-20:]:
+        greenlet.kill()
+    yield held
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        idle_path,
+        new_keys,
+        new_keys_among_many_whose_server_is_down,
+        displacing_gets,
+        handing_over_what_is_discarded,
+        handing_over_what_is_put,
+        handing_over_what_is_made_aside,
+        handing_over_what_is_slow_to_go,
+        handing_over_what_another_waits_for_in_its_own_key,
+        giving_up,
+    ],
+)
+def test_the_cost_does_not_depend_on_the_number_of_keys(scene, monkeypatch):
+    """Each walked over all keys, which took milliseconds with a thousand of them."""
+    monkeypatch.setattr("gpools._creator.LONGEST_PAUSE", 1000.0)
+    costs = []
+    for keys in (100, 5000):
+        steps = scene(keys)
+        pools = next(steps)
+        costs.append(calls(lambda steps=steps: next(steps)))
+        assert wrong_in_keys(pools) == []
+        gevent.killall(pools.crowd)
+    few, many = costs
+    print(f"{few} and {many} calls")
+
+    assert many < 1.2 * few
+
+
+def test_a_hundred_thousand_operations_on_ten_keys_leave_nothing_behind():
+    pools = KeyedPool(lambda key: ConnectionPool(create=Gate().create), 8)
+    for n in range(100_000):
+        with pools.item(n % 8 if n % 100 else 8 + n % 2):
+            pass
+
+    assert wrong_in_keys(pools) == []  # it knows how much may be left
+    assert len(pools.pools()) <= 8
+
+
+def test_keys_may_have_one_pool():
+    gate = Gate()
+    one = ConnectionPool(max_size=2, **gate.verbs)
+    pools = KeyedPool(lambda key: one, 2)
+    item = pools.get("db1")
+    with pools.item("db1.example"):
+        assert sorted(pools.pools()) == ["db1", "db1.example"]
+        assert pools.size == 2
+    assert wrong_in_keys(pools) == []
+    pools.discard("db1.example", pools.get("db1"))
+    pools.discard("db1", item)
+
+    assert pools.pools() == {}
+    assert pools.size == 0
+    assert pools.get("db1")
+    assert pools.size == 1
+
+
 # Failures.
 
 
@@ -687,6 +921,43 @@ def test_a_create_that_fails_for_one_key_lets_another_in(failure):
     assert good.get(timeout=1).key == "good"
     assert isinstance(bad.exception or bad.value, BaseException)
     assert pools.size == 1
+
+
+def test_no_more_make_way_than_creations_may_start():
+    """Three wait, one creation at a time: all three idle items of another key went."""
+    gate = Gate()
+    pools = Keyed(gate, 3, keys={"b": slow}, max_creating=1)
+    held = holding(pools, "a", "a", "a")
+    put_all(pools, held)
+    waiters = [spawn(pools.get, "b") for _ in range(3)]
+    settle()
+
+    assert gate.destroyed == 1
+    item = waiters[0].get(timeout=1)
+    pools.put("b", item)
+    assert waiters[1].get(timeout=1) is item
+    gevent.killall(waiters)
+
+
+def test_a_pause_that_ends_has_idle_items_make_way(monkeypatch):
+    """Nothing else happened, and whoever waited for the next try waited for ever."""
+    monkeypatch.setattr("gpools._creator.FIRST_PAUSE", 0.02)
+    failures = []
+    keys = {"down": lambda: failures and error()}
+    gate = Gate()
+    pools = Keyed(gate, 3, keys=keys, max_creating=1)
+    held = pools.get("down", timeout=1)
+    failures.append(1)
+    with pytest.raises(OSError, match="said no"):
+        pools.get("down", timeout=1)
+    put_all(pools, holding(pools, "a", "b"))
+    waiter = spawn(pools.get, "down")
+    settle()
+    failures.clear()
+
+    assert waiter.get(timeout=5).key == "down"
+    assert gate.destroyed == 1
+    pools.put("down", held)
 
 
 @pytest.mark.parametrize("max_creating", [None, 1])
@@ -950,6 +1221,7 @@ def test_a_storm_over_thirty_keys_with_five_items(seed, max_creating):
         peak = max(peak, len(pools.pools()))
         assert pools.size == sum(pool.current_size for pool in pools.pools().values())
         assert all(pool.current_size <= 2 for pool in pools.pools().values())
+        assert wrong_in_keys(pools) == []
         if dice.random() < 0.3:
             victim = dice.randrange(len(workers))
             workers[victim].kill(block=False)
@@ -1018,6 +1290,27 @@ def test_a_child_starts_empty_and_leaves_the_parent_alone():
     assert in_child(act) == "(0, False, 2, ['a', 'c'])"
     assert repr(pools) == "<Keyed 2 keys, 1 idle, 1 in use, 0 waiting, max 2>"
     assert pools.get("a") is parents
+
+
+@pytest.mark.parametrize("max_creating", [None, 1])
+def test_who_waits_or_is_idle_at_the_fork_is_not_the_childs(max_creating):
+    """What the parent's waiters want is nothing that the child has to make room for."""
+    pools = Keyed(Gate(destroy=(never,)), 3, max_creating=max_creating)
+    held = holding(pools, "a", "b", "c")
+    pools.discard(*held[0])  # and it never goes
+    waiters = [spawn(pools.get, key) for key in "abde"]
+    settle()
+
+    def act():
+        gevent.killall(waiters)
+        with gevent.Timeout(5):
+            put_all(pools, holding(pools, "a", "x", "y"))
+            settle()
+            return wrong_in_keys(pools), pools.size, sorted(pools.pools())
+
+    assert in_child(act) == "([], 3, ['a', 'x', 'y'])"
+    assert wrong_in_keys(pools) == []
+    gevent.killall(waiters)
 
 
 def test_a_block_that_is_open_at_the_fork_ends_well_in_the_child():

@@ -18,11 +18,20 @@ import pytest
 from gevent.hub import Hub
 
 from gpools import ConnectionPool, Pool
+from gpools._order import SLACK
 from gpools.lifecycle import State
 from tests.hostile import Gate
 from tests.waiting import settle
 
-__all__ = ["all_gone", "both", "counting_switches", "invariants_hold", "make", "tracing"]
+__all__ = [
+    "all_gone",
+    "both",
+    "counting_switches",
+    "invariants_hold",
+    "make",
+    "tracing",
+    "wrong_in_keys",
+]
 
 both = pytest.mark.parametrize("kind", [Pool, ConnectionPool])
 
@@ -66,6 +75,48 @@ def counting_switches():
 
     with tracing(seen):
         yield counts
+
+
+def wrong_in_keys(pools):
+    """Return what a walk over all keys finds and the structures of the KeyedPool do not tell."""
+    budget = pools._budget
+    all_keyed = set(pools._pools.values())
+    wrong = []
+
+    def claim(holds, what, keyed=None):
+        if not holds:
+            wrong.append(f"invariant 6: {what}: {pools!r} {keyed and (keyed.keys, keyed.pool)}")
+
+    for keyed in all_keyed:
+        line, creator = keyed.pool._line, keyed.pool._book.creator
+        wants = min(len(line.waiters) - len(line.idle), line.limit - line.size)
+        if wants > 0 and creator is not None:
+            wants = min(wants, creator._missing(keyed.pool) if creator._pause() <= 0 else 0)
+        wants = max(wants, 0)
+        about_to_look = creator is not None and creator._alarm is not None and not keyed.wants
+        claim(keyed.wants == wants or about_to_look, f"wants {wants}, not {keyed.wants}", keyed)
+        for order, stands in (
+            (budget._wanting, keyed.wants),
+            (budget._poor, keyed.wants and not line.size),
+        ):
+            first = next(iter(line.waiters.values())) if stands else None
+            place = order.time(keyed) if keyed in order else None
+            claim(place == first, f"stands at {place}, not {first}", keyed)
+        if line.idle and not line.waiters:
+            since = min(keyed.pool._book.items[id(item)].since for item in line.idle)
+            claim(keyed in budget._spare and budget._spare.time(keyed) <= since, "spare", keyed)
+        claim((keyed in budget._having) == (line.size > 0), "having", keyed)
+        claim(keyed in budget._leaving or keyed.users or line.size or line.waiters, "kept", keyed)
+        claim(budget._of.get(line) is keyed, "its line", keyed)
+    claim(budget._wanted == sum(keyed.wants for keyed in all_keyed), "wanted")
+    claim(budget.going == sum(len(keyed.pool._book.going) for keyed in all_keyed), "going")
+    claim(budget.used == sum(keyed.pool._line.size for keyed in all_keyed), "used")
+    claim(set(budget._of.values()) == all_keyed, "forgotten keys")
+    claim(all_keyed.issuperset(budget._having), "having, and forgotten")
+    for order in (budget._wanting, budget._poor, budget._spare, budget._leaving):
+        claim(all_keyed.issuperset(order._entries), "in order, and forgotten")
+        claim(len(order._heap) <= 2 * len(order._entries) + SLACK, "void entries")
+    return wrong
 
 
 class Watch:
