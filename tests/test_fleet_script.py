@@ -394,9 +394,7 @@ class Model(RuleBasedStateMachine):
             for message in wire.heard():
                 generation, *numbers = map(int, message.split())
                 assert generation == self.generation[other]
-                came += [
-                    (other, w, f) for w, f in zip(numbers[::2], numbers[1::2], strict=True)
-                ]
+                came += [(other, w, f) for w, f in zip(numbers[::2], numbers[1::2], strict=True)]
         came.sort(key=lambda grant: grant[2])
         assert [grant[:2] for grant in came] == expected  # I3, and I2 by the model
         for _, _, fence in came:

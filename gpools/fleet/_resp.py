@@ -73,7 +73,7 @@ class Replies:
         if kind in b"*~":
             return self._some(int(rest)) if rest != b"-1" else None
         if kind == b"%":
-            return dict([(self._one(), self._one()) for _ in range(int(rest))])
+            return {self._one(): self._one() for _ in range(int(rest))}
         if kind == b"_":
             return None
         if kind == b",":

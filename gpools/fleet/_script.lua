@@ -165,9 +165,7 @@ local function drop_waiters(from, to)
   for i = from, to do
     gone[#gone + 1] = me .. ':' .. ARGV[i]
   end
-  if #gone > 0 then
-    call('ZREM', Q, unpack(gone))
-  end
+  return #gone > 0 and call('ZREM', Q, unpack(gone)) or 0
 end
 
 if op == 'leave' or op == 'bury' then
@@ -199,7 +197,7 @@ local held, was, info = record(me)
 local knew, queued_before = held and 1 or 0, call('ZCARD', Q)
 
 if op == 'step' then
-  if was ~= generation or not call('ZSCORE', S, me) then
+  if was ~= generation then
     return 'gone'
   end
   local released = tonumber(ARGV[5])
@@ -261,16 +259,14 @@ else
 end
 
 call('ZADD', S, int(pool.clock + pool.lease), me)
-if op == 'sync' or ARGV[5] ~= '0' then
-  hold(me, held, generation, info)
-end
 reap()
 if pool.clock >= pool.audit + pool.lease / 3 then
+  hold(me, held, generation, info)
   audit()
 end
 
 local oldest, new_size, cancels = ARGV[tail], ARGV[tail + 1], tonumber(ARGV[tail + 2])
-drop_waiters(tail + 3, tail + 2 + cancels)
+local in_line = queued_before - drop_waiters(tail + 3, tail + 2 + cancels)
 if new_size ~= '' then
   pool.size = tonumber(new_size)
   call('HSET', H, 'size', new_size, 'resized', 1)
@@ -283,7 +279,7 @@ for i = tail + 3 + cancels, #ARGV, 2 do
   end
 end
 pool.n = last
-local arrival, in_line = base, call('ZCARD', Q)
+local arrival = base
 for i = tail + 3 + cancels, #ARGV, 2 do
   local wid, asked = ARGV[i], ARGV[i + 1]
   if in_line == 0 and grantable() then
@@ -297,14 +293,17 @@ for i = tail + 3 + cancels, #ARGV, 2 do
   end
 end
 
-dispatch()
-if #mine > 0 then
+local queued = 0
+if in_line > 0 then
+  dispatch()
+  queued = call('ZCARD', Q)
+end
+if op == 'sync' or ARGV[5] ~= '0' or #mine > 0 then
   held = held + #mine / 2
   hold(me, held, generation, info)
 end
 save()
 
-local queued = call('ZCARD', Q)
 if queued > 0 and queued_before == 0 then
   call(publish, H .. ':r', 'recall')
 end
