@@ -204,6 +204,8 @@ class Member:
 
     def give_back(self, token: Token) -> None:
         """Take *token*, which is out, back."""
+        if self.deadline and clock() >= self.deadline:
+            self._lapse()  # as long as it is out: its use went on when it was others'
         self.out.remove(token)
         keep = self.settings.keep
         if (
