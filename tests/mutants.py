@@ -428,7 +428,7 @@ MUTANTS = [
     connection(
         "the slot of a dropped item is lost",
         "an item is dropped",
-        ('self._gone(line, book, "collected")', "pass"),
+        ('self._gone(line, book, key, "collected")', "pass"),
     ),
     line(
         "nobody tells the maker that somebody waits",
