@@ -452,8 +452,8 @@ MUTANTS = [
         "a failed creation keeps its slot",
         "made aside, it fails",
         (
-            "failed(error)\n            self._vacate(line)\n",
-            "failed(error)\n            failed or self._vacate(line)\n",
+            "self._return_token(book, token)\n            self._vacate(line)\n",
+            "self._return_token(book, token)\n            failed or self._vacate(line)\n",
         ),
     ),
     mutant(

@@ -1,6 +1,9 @@
-"""The fleet pool on a cluster, behind a Sentinel, with TLS, and on Valkey; each a real one."""
+"""The fleet pool on a cluster, a Sentinel, TLS and Valkey, each a real one; and how it looks."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -13,7 +16,7 @@ import redis.sentinel
 from gpools import PoolUnavailable
 from gpools.fleet import DistributedTokenPool
 from gpools.fleet._link import Refused
-from tests.servers import RedisServer
+from tests.servers import ROOT, RedisServer
 from tests.tls import make_certificate
 from tests.waiting import spawn, until
 
@@ -241,3 +244,42 @@ def test_on_valkey(fleet, start_server):
     server.kill9()
     server.start()
     hand_over(b, a)
+
+
+# The command line.
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpools", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_line_shows_who_holds_and_who_waits(fleet, redis_server):
+    name = next(names)
+    pool = fleet(redis_server.url, name)
+    held = pool.get()
+    waiter = spawn(pool.get)
+    until(lambda: waiting(pool) == 1)
+    code, out, _ = run("fleet", redis_server.url, name, "--once")
+    assert code == 0
+    assert f"{name}  1 of 1 in use, 1 waiting (for 0." in out.replace("for 1.", "for 0.")
+    assert str(os.getpid()) in out
+    pool.put(held)
+    pool.put(waiter.get(timeout=2))
+
+
+def test_the_command_line_tells_what_is_wrong(redis_server):
+    code, _, err = run("fleet", redis_server.url, "no-such", "--once")
+    assert (code, err.strip()) == (1, "there is no fleet pool 'no-such' on this server")
+    code, _, err = run("fleet", "redis://:s3cret@127.0.0.1:1", "x", "--once")
+    assert code == 1
+    assert "refused" in err
+    assert "s3cret" not in err
+    assert run("sing")[0] == 2

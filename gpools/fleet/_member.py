@@ -53,6 +53,12 @@ def clock() -> float:
     return time.clock_gettime(_CLOCK)
 
 
+def keys_of(name: str) -> tuple[bytes, ...]:
+    """Return the keys of the script, all in one slot of a cluster."""
+    key = b"gp:{%b}" % name.encode()
+    return (key, key + b":q", key + b":s", key + b":t")
+
+
 class Token:
     """The right to use one unit of what a whole fleet shares."""
 
@@ -111,8 +117,8 @@ class Member:
         self.source = source
         self.hub = get_hub()
         self.process = os.urandom(6).hex()
-        key = b"gp:{%b}" % settings.name.encode()
-        self.keys = (key, key + b":q", key + b":s", key + b":t")
+        self.keys = keys_of(settings.name)
+        key = self.keys[0]
         self.channels: tuple[bytes, ...] = (key + b":c:" + self.process.encode(),)
         if settings.keep:
             self.channels += (key + b":r",)
@@ -236,6 +242,7 @@ class Member:
         result: AsyncResult[Any] = AsyncResult()
         self.asked.append((list(words), result))
         self.start()
+        self.flush()  # so that the answer knows of what was put before
         self._send_asked()
         return result
 
