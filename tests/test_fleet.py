@@ -575,6 +575,16 @@ def test_closed_while_the_server_is_down(fleet, name):
     assert isinstance(until(lambda: waiter.exception), PoolClosed)
 
 
+def test_closed_while_somebody_asks(fleet, name):
+    pool = fleet(f"redis://127.0.0.1:{free_port()}", name)
+    asking = [spawn(pool.resize, 3), spawn(pool.stats)]
+    settle()
+    pool.close()
+    for greenlet in asking:
+        error = until(lambda greenlet=greenlet: greenlet.exception)
+        assert isinstance(error, (PoolClosed, PoolUnavailable))
+
+
 # Kept tokens.
 
 

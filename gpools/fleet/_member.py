@@ -144,7 +144,7 @@ class Member:
         self.new: deque[int] = deque()  # wids that the server does not know
         self.cancels: list[int] = []  # wids that it may know, of waiters that are gone
         self.deliveries: deque[tuple[int, int | Exception | None]] = deque()
-        self.grants = 0  # deliveries that are grants of the server
+        self.grants = 0  # deliveries that are tokens, of the server or our own
         self.new_size: int | None = None
         self.resized: list[AsyncResult[None]] = []
         self.asked: list[tuple[list[Any], AsyncResult[Any]]] = []  # to be sent when ready
@@ -253,6 +253,9 @@ class Member:
         wids = [*self.waiters, *self.cancels][:AT_ONCE]
         result: AsyncResult[Any] = AsyncResult()
         self._lose("the pool is closed")
+        for waiting in (*self.resized, *self.running, *(asked for _, asked in self.asked)):
+            waiting.set_exception(refusal())
+        self.running.clear()
         if self.ready and self.link is not None:
             self._run(["leave", self.process, self.generation, *wids], result)
         else:
@@ -531,10 +534,12 @@ class Member:
     def _serve(self) -> None:
         # One waiter per callback: it runs on here, and may run for long.
         self._serving = False
+        if self.abandoned:
+            return
         while self.deliveries:
             wid, what = self.deliveries.popleft()
             waiter = self.waiters.pop(wid, None)
-            if isinstance(what, int):
+            if not isinstance(what, Exception):
                 self.grants -= 1
                 if waiter is None:
                     self.unsent += 1
@@ -562,13 +567,14 @@ class Member:
         safe = self.settings.on_unavailable
         if not isinstance(safe, int):
             return
-        room = safe - len(self.out) - len(self.deliveries)
+        room = safe - len(self.out) - self.grants
         for waiter in self.waiters.values():
             if room <= 0:
                 return
             if not waiter.granted:
                 waiter.granted = True
                 room -= 1
+                self.grants += 1
                 self._deliver(waiter.wid, None)
 
     def _refuse_newcomer(self, patient: bool) -> None:
@@ -576,7 +582,7 @@ class Member:
         if isinstance(self.failed, Refused):
             raise Refused(str(self.failed))
         safe = self.settings.on_unavailable
-        full = not isinstance(safe, int) or len(self.out) + len(self.deliveries) >= safe
+        full = not isinstance(safe, int) or len(self.out) + self.grants >= safe
         if safe == "raise" or (full and not patient):
             raise _unavailable(self.settings.name, self.failed)
 
@@ -608,7 +614,7 @@ class Member:
         for wid, what in self.deliveries:
             if isinstance(what, int) and wid in self.waiters:
                 self.waiters[wid].granted = False
-        self.deliveries, self.grants = still, 0
+        self.deliveries, self.grants = still, sum(what is None for _, what in still)
         lost = [t for t in self.out if not t.lost and t.fence is not None]
         for token in lost:
             token.lost = True
