@@ -4,6 +4,7 @@
 
 A line of the record is what, pid, fence, nanoseconds of CLOCK_MONOTONIC: "A"
 after a token was got, "R" before it is put, "L" when the pool said it was lost.
+"D" has no fence, and the time until which tokens are valid, as known then.
 """
 
 # ruff: noqa: E402
@@ -21,7 +22,7 @@ import time
 import gevent
 
 from gpools import PoolError
-from gpools.fleet import DistributedTokenPool, _link, _script
+from gpools.fleet import DistributedTokenPool, _link, _member, _script
 
 
 def main(told):
@@ -57,6 +58,17 @@ def main(told):
             except PoolError:
                 gevent.sleep(0.01)
 
+    def watch_the_lease():
+        last = 0.0
+        while True:
+            member = pool._member_now
+            if member is not None and member.deadline and member.deadline != last:
+                last = member.deadline
+                at = time.monotonic_ns() + int((last - _member.clock()) * 1e9)
+                os.write(log, f"D {pid} - {at}\n".encode())
+            gevent.sleep(0.005)
+
+    gevent.spawn(watch_the_lease)
     stop = []
     gevent.signal_handler(signal.SIGTERM, stop.append, 1)
     users = [gevent.spawn(user, pid * 1000 + n) for n in range(told["greenlets"])]

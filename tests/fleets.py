@@ -2,7 +2,8 @@
 
 Each worker writes down when it had which token; afterwards the overlaps are
 counted.  What a killed worker had ends when it was killed.  What is lost stops
-being *valid* when the worker was told, or a lease after it was frozen.
+being *valid* when the worker was told, or, if it was frozen, when the last lease
+that it had written down was over.
 """
 
 import json
@@ -101,6 +102,10 @@ class Fleet:
     def uses(self):
         return sum(line[0] == "A" for line in self.record())
 
+    def held_by(self, worker):
+        whats = [line[0] for line in self.record() if line[1] == worker.pid]
+        return whats.count("A") - whats.count("R")
+
     def most(self, valid=True):
         return most_at_once(self.record(), self.events, self.lease if valid else None)
 
@@ -116,7 +121,12 @@ def readline(worker, timeout=30):
 def most_at_once(record, events, lease=None):
     """Count how many tokens were in use at once, at most; with *lease*, only while valid."""
     killed = {pid: at for what, pid, at in events if what == "K"}
-    frozen = [(pid, at + int(lease * 1e9)) for what, pid, at in events if what == "F" and lease]
+    frozen = []  # pid, since when, until when its tokens were valid
+    for what, pid, at in events if lease else ():
+        if what == "F":
+            latest = at + int(lease * 1e9)
+            known = [end for kind, p, _, end in record if (kind, p) == ("D", pid)]
+            frozen.append((pid, at, max((end for end in known if end < latest), default=latest)))
     begun, changes = {}, []
     for what, pid, fence, at in record:
         key = (pid, fence)
@@ -127,8 +137,8 @@ def most_at_once(record, events, lease=None):
     changes += [(at, killed.get(pid, 1 << 62), pid) for (pid, _), at in begun.items()]
     moments = []
     for start, end, pid in changes:
-        for other, cut in frozen:
-            if other == pid and start < cut < end and start < cut - int(lease * 1e9):
+        for other, since, cut in frozen:
+            if other == pid and start < since < cut < end:
                 end = cut
         moments += [(start, 1), (end, -1)]
     most = now = 0

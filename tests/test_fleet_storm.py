@@ -198,6 +198,7 @@ def test_server_frozen_for_longer_than_a_lease(fleet_on, start_server):
 def test_workers_frozen_for_longer_than_a_lease(fleet_on, redis_server):
     """Its tokens go to others: more are in use than valid, which no lease can prevent."""
     fleet = fleet_on(redis_server, hold=0.5)
+    until(lambda: fleet.held_by(fleet.workers[0]) > 2)
     fleet.freeze(fleet.workers[0])
     gevent.sleep(1.7)
     fleet.thaw(fleet.workers[0])
