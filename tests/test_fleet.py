@@ -25,9 +25,9 @@ from gpools import (
     PoolUnavailable,
     WrongThread,
 )
-from gpools.fleet import DistributedTokenPool, _member, _script
+from gpools.fleet import DistributedTokenPool, _member
 from gpools.fleet._link import Refused
-from tests.servers import RedisServer, free_port
+from tests.servers import ROOT, RedisServer, free_port
 from tests.waiting import settle, spawn, until
 
 names = (f"pool{n}" for n in count())
@@ -712,11 +712,8 @@ def test_works_with_the_rights_that_the_docs_name(fleet, start_server, name):
         assert used(pool) == 1
     pool.put(waiter.get(timeout=2))
     pool.resize(3)
-    docs = (_script.__file__.rpartition("gpools")[0] + "../docs/fleet.md").replace("/../", "/")
-    if os.path.exists(docs):
-        with open(docs) as page:
-            text = page.read()
-        assert " ".join(RIGHTS) in " ".join(text.split())
+    page = (ROOT / "docs" / "fleet.md").read_text()
+    assert " ".join(RIGHTS) in " ".join(page.split())
 
 
 @pytest.mark.parametrize("lacking", ["+info", "+evalsha", "+publish", "&gp:*", "~gp:*"])
