@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from weakref import ref
 
 from gevent import get_hub
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Limiter(Protocol):
+    """What limits the items of several pools together: a `TokenPool`, or one of a fleet."""
+
+    def get(self) -> Any:
+        """Take a token, waiting for it; may switch."""
+
+    def put(self, token: Any) -> None:
+        """Give *token* back; must not switch."""
+
+
 class Book(Generic[T]):
     """What a connection pool knows and was told, in one place that no subclass steps on."""
 
@@ -37,11 +47,13 @@ class Book(Generic[T]):
         "items",
         "leak_after",
         "life",
+        "limiter",
         "listener",
         "max_waiting",
         "sweeper",
         "thread",
         "timeout",
+        "tokens",
     )
 
     def __init__(self, life: Lifecycle, **settings: Any) -> None:
@@ -52,11 +64,13 @@ class Book(Generic[T]):
         self.leak_after: float | None
         self.count_holds: bool
         self.listener: Any
+        self.limiter: Limiter | None
         for name, value in settings.items():
             setattr(self, name, value)
         self.life = life
         self.items: dict[int, Entry[T]] = {}  # by id: items may be equal or unhashable
         self.going: dict[int, T] = {}  # being destroyed; still counted in size
+        self.tokens: dict[int, Any] = {}  # the limiter's, of the items in the two above
         self.counters = Counters()
         self.creator: Creator | None = None
         self.sweeper: Sweeper | None = None
@@ -73,6 +87,7 @@ class Book(Generic[T]):
             "destroy_timeout",
             "leak_after",
             "count_holds",
+            "limiter",
             "listener",
         )
         return Book(self.life, **{name: getattr(self, name) for name in same})

@@ -42,7 +42,7 @@ from gevent.monkey import get_original
 
 from gpools import _fork
 from gpools._aside import aside, each_aside
-from gpools._book import Book, enter, same
+from gpools._book import Book, Limiter, enter, same
 from gpools._creator import Creator
 from gpools._holders import Hold, item_name
 from gpools._line import NOTHING, SLOT
@@ -96,6 +96,10 @@ class ConnectionPool(Pool[T]):
     whole *max_idle* never needed goes too.  *min_size* items stay.  An item
     idle for more than *check_after* is checked before it goes out; None: never.
 
+    *limiter*, a `TokenPool` or a pool of tokens of a whole fleet, limits the
+    items of several pools together: an item has a token of it from before
+    `create` until it is gone.
+
     Verbs: `check` is cut off after *check_timeout*, `destroy` after
     *destroy_timeout*; the item counts as dead, or gone.  By default `create`
     runs in the caller.  With *max_creating* up to so many run at once in
@@ -137,6 +141,7 @@ class ConnectionPool(Pool[T]):
         leak_after: float | None = None,
         listener: Listener | object | None = None,
         count_holds: bool = False,
+        limiter: Limiter | None = None,
     ) -> None:
         _require_sizes(min_size, max_size)
         _require_positive(max_age=max_age, max_idle=max_idle, leak_after=leak_after)
@@ -146,6 +151,8 @@ class ConnectionPool(Pool[T]):
         _require_whole(max_waiting=max_waiting, max_creating=max_creating)
         if shed is not None and not isinstance(shed, CoDel):
             raise TypeError(f"shed must be a CoDel, not {shed!r}")
+        if limiter is not None and not (hasattr(limiter, "get") and hasattr(limiter, "put")):
+            raise TypeError(f"limiter must be a pool of tokens, not {limiter!r}")
         if check is None and type(self).check is ConnectionPool.check:
             check_after = None  # it would always say yes: spare the idle path the detour
         self._book = Book(
@@ -157,6 +164,7 @@ class ConnectionPool(Pool[T]):
             leak_after=leak_after,
             listener=listener,
             count_holds=count_holds,
+            limiter=limiter,
         )
         for verb, given in (("check", check), ("reset", reset), ("destroy", destroy)):
             if given is not None:
@@ -499,8 +507,11 @@ class ConnectionPool(Pool[T]):
         was called with it.
         """
         line, book = self._line, self._book
-        generation, begun = book.life.generation, monotonic()
+        token: Any = MISSING
         try:
+            if book.limiter is not None:
+                token = book.limiter.get()
+            generation, begun = book.life.generation, monotonic()
             item = self.create()
             if item is None:
                 raise PoolError(f"create() returned None instead of an item; {self!r}")
@@ -514,11 +525,14 @@ class ConnectionPool(Pool[T]):
             self._tell("create_failed", error)
             if failed is not None:
                 failed(error)
+            self._return_token(book, token)
             self._vacate(line)
             raise
         if book is not self._book:  # forked while create() ran: it is the parent's
             _fork.abandon([item], self._filenos(item))
+            self._return_token(book, token)
             raise NotInUse(f"{item_name(item)} was being made when this process was forked")
+        book.tokens[id(item)] = token
         entry = book.items[id(item)] = enter(self, item, generation)
         book.life.begin(entry, now, random())
         book.counters.created += 1
@@ -644,14 +658,23 @@ class ConnectionPool(Pool[T]):
             del book.going[id(item)]
             if line.budget is not None:
                 line.budget.going -= 1
-            self._gone(line, book, reason)
+            self._gone(line, book, id(item), reason)
 
-    def _gone(self, line: Any, book: Book[T], reason: str) -> None:
+    def _gone(self, line: Any, book: Book[T], key: int, reason: str) -> None:
+        self._return_token(book, book.tokens.pop(key, MISSING))
         book.counters.gone(reason)
         self._vacate(line)
         self._tell("destroyed", reason)
         if len(book.items) < self.min_size and book is self._book:
             self._sweeper().wake()
+
+    def _return_token(self, book: Book[T], token: Any) -> None:
+        if book.limiter is not None and token is not MISSING:
+            try:
+                book.limiter.put(token)
+            except Exception as error:
+                # The limiter's own trouble; the slot must come free all the same.
+                spawn_raw(log.warning, "%r: limiter.put failed: %r", self, error)
 
     def _vacate(self, line: Any) -> None:
         line.vacate()
@@ -744,7 +767,7 @@ class ConnectionPool(Pool[T]):
             log.warning, "%r: an item was dropped without put or discard after %s", self, hold
         )
         self._tell("leaked", hold)
-        self._gone(line, book, "collected")
+        self._gone(line, book, key, "collected")
 
     def _known(self, item: T) -> bool:
         entry = self._book.items.get(id(item))
@@ -821,6 +844,9 @@ class ConnectionPool(Pool[T]):
         if book.creator is not None:
             self._book.creator = book.creator.anew(self)
             self._line.maker = self._book.creator.look
+        tokens, book.tokens = book.tokens, {}  # once: what is under way here goes on
+        for token in tokens.values():
+            self._return_token(book, token)
         held = [entry.find() for entry in book.items.values()]
         items = [item for item in (*held, *book.going.values()) if item is not None]
         filenos: list[int] = []

@@ -432,7 +432,7 @@ MUTANTS = [
     connection(
         "the slot of a dropped item is lost",
         "an item is dropped",
-        ('self._gone(line, book, "collected")', "pass"),
+        ('self._gone(line, book, key, "collected")', "pass"),
     ),
     line(
         "nobody tells the maker that somebody waits",
@@ -456,8 +456,8 @@ MUTANTS = [
         "a failed creation keeps its slot",
         "made aside, it fails",
         (
-            "failed(error)\n            self._vacate(line)\n",
-            "failed(error)\n            failed or self._vacate(line)\n",
+            "self._return_token(book, token)\n            self._vacate(line)\n",
+            "self._return_token(book, token)\n            failed or self._vacate(line)\n",
         ),
     ),
     mutant(

