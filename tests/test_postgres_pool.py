@@ -942,6 +942,33 @@ def test_where_psycopg_cannot_cancel_the_connection_is_closed_all_the_same(missi
     assert conn.pgconn.finished
 
 
+@pytest.mark.parametrize("error", [None, LookupError, Timeout])
+def test_given_back_while_another_greenlet_waits_with_it(pg_pool, backends, error):
+    """What psycopg's C code works with is not freed under it: that crashes the process."""
+    pool = pg_pool()
+    with suppress(LookupError, Timeout), pool.item() as conn:
+        other = spawn(conn.execute, "SELECT pg_sleep(600)")
+        until(lambda: any("pg_sleep" in query for query in backends().values()))
+        if error is not None:
+            raise error
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        other.get(timeout=10)
+    assert conn.closed
+    whole(pool)
+    until(lambda: not any("pg_sleep" in query for query in backends().values()))
+
+
+def test_not_freed_before_the_last_who_waits_with_it_is_gone(pg_pool):
+    with pg_pool().item() as conn:
+        other = spawn(conn.execute, "SELECT pg_sleep(600)")
+        until(lambda: conn.info.transaction_status == TransactionStatus.ACTIVE)
+        _hang_up(conn)
+        assert not conn.closed
+        with pytest.raises(psycopg.OperationalError, match="closed"):
+            other.get(timeout=10)
+        assert conn.closed
+
+
 def test_a_timeout_caught_inside_the_block_leaves_a_closed_connection(pg_pool):
     """Not one with a query running, whose answers would come to the next command."""
     pool = pg_pool()

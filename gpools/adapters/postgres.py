@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from inspect import signature
+from os import dup
 from traceback import clear_frames
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gevent import Timeout
+from gevent import Timeout, socket
 from gevent.selectors import GeventSelector
 from gevent.socket import wait_read, wait_write
 
@@ -262,12 +263,20 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
         """
 
         __slots__ = ()  # else the class of a connection could not be changed
+        _waits = 0  # greenlets that wait for the server
+        _doomed = False  # to be closed by the last of these
 
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
             if getattr(gen, "__name__", None) == "_stream_send_gen":
                 self.__dict__["_streamed"] = True
+            self.__dict__["_waits"] = self._waits + 1
             try:
-                return super().wait(gen, *args, **kwargs)
+                try:
+                    return super().wait(gen, *args, **kwargs)
+                finally:
+                    self.__dict__["_waits"] = self._waits - 1
+                    if self._doomed and not self._waits:
+                        self.pgconn.finish()
             except BaseException as error:
                 # An Exception too: that is what a Timeout raises that was given one.
                 if not isinstance(error, psycopg.Error) and _busy(self):
@@ -298,7 +307,14 @@ def _hang_up(conn: psycopg.Connection[Any]) -> None:
         # Older than psycopg 3.2 or libpq 17 they can cancel only in a way that blocks the hub.
         with suppress(AttributeError, psycopg.Error):
             vars(conn)["_cancel"] = conn.pgconn.cancel_conn()
-    conn.pgconn.finish()
+    if not getattr(conn, "_waits", 0):
+        conn.pgconn.finish()
+        return
+    # Another greenlet waits in C with what finish() frees, and on a number that the
+    # next socket would have: it would crash the process.  It is to see the end, and finish.
+    vars(conn)["_doomed"] = True
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=dup(conn.pgconn.socket)) as sock:
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _send(cancel: Any) -> None:
