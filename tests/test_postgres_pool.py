@@ -711,6 +711,27 @@ def test_an_error_of_the_connection_ends_it(pg_pool, error):
     assert pid(pool) != first
 
 
+def alter_the_table(control, conn):
+    control.execute("ALTER TABLE t ADD b int")
+
+
+def deallocate_unseen(control, conn):
+    conn.execute("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
+
+
+@pytest.mark.parametrize("spoil", [alter_the_table, deallocate_unseen])
+def test_a_statement_prepared_for_what_is_no_more_fails_one_user_only(pg_pool, control, spoil):
+    control.execute("CREATE TABLE t (a int)")
+    pool = pg_pool(autocommit=True, prepare_threshold=0)
+    with pool.item() as conn:
+        conn.execute("SELECT * FROM t")
+        spoil(control, conn)
+    with pytest.raises(psycopg.Error), pool.item() as conn:
+        conn.execute("SELECT * FROM t")
+    with pool.item() as conn:
+        conn.execute("SELECT * FROM t")
+
+
 # connection()
 
 
