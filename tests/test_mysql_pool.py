@@ -344,6 +344,7 @@ def state(conn):
             "used",
             "_moved",
             "_refused",
+            "_interrupt",
             "_as_made",
         )
     }
