@@ -502,6 +502,33 @@ def test_a_reset_leaves_nothing_for_the_next_user(server, mysql_pool, left, opti
     look_for_traces(server, mysql_pool(server, **options), leave)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("own", [None, "it`s"])
+def test_a_role_is_not_the_next_users(server, mysql_pool, own, plain):
+    """MariaDB's reset keeps it, and with it the rights that it gives."""
+    with control(server) as conn:
+        for statement in (
+            "CREATE OR REPLACE ROLE boss",
+            "CREATE OR REPLACE ROLE `it``s`",
+            "CREATE OR REPLACE USER clerk",
+            "GRANT boss TO clerk",
+            "GRANT `it``s` TO clerk",
+            "SET DEFAULT ROLE " + ("NONE" if own is None else "`it``s`") + " FOR clerk",
+        ):
+            conn.query(statement)
+    options = {"host": server.host, "port": server.port, "user": "clerk", "ssl_disabled": True}
+    if plain:
+        options = {"create": lambda options=options: pymysql.connect(**options)}
+    pool = mysql_pool(**options)
+    first = number(pool)
+    with pool.item() as conn:
+        assert one(conn, "SELECT CURRENT_ROLE()") == own
+        conn.query("SET ROLE boss")
+    with pool.item() as conn:
+        assert one(conn, "SELECT CURRENT_ROLE()") == own
+    assert number(pool) == first
+
+
 @came_as(*LEFT)
 def test_a_rollback_leaves_no_transaction_for_the_next_user(server, mysql_pool, left, options):
     pool = mysql_pool(server, reset_session=False, **options)

@@ -181,7 +181,11 @@ class MySQLPool(ConnectionPool[Connection]):
         if not isinstance(item, PooledConnection):
             item.__class__ = _pooled(type(item))  # type: ignore[arg-type]  # a class is hashable
             # What it has not told: whether anything was sent after connect().
-            item.used = item._result is not None and not (item.sql_mode or item.init_command)
+            used = item._result is not None and not (item.sql_mode or item.init_command)
+            if item.open:
+                with Timeout(self._reset_timeout, PoolError("create() gave one that is mute")):
+                    item.learn_role()
+                item.used = used
         if not item.open:
             item.connect()
         if self._reset_session and item.used:
@@ -207,6 +211,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
     _reading = False  # an answer is being read
     _interrupt: BaseException | None = None  # what hit it as it wrote meanwhile
     _moved = False  # to another database
+    _role: str | None = None  # as SET ROLE takes it, if the server is a MariaDB
     _cursors: WeakSet[Cursor]
     _result: Any
 
@@ -219,6 +224,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
         timer = Timeout.start_new(self.connect_timeout)
         try:
             super().connect(sock)
+            self.learn_role()
         except BaseException as error:
             # PyMySQL's own timeout ends with the TCP handshake, and what was
             # interrupted before that has a socket that only its frame knows.
@@ -234,6 +240,15 @@ class PooledConnection(Connection):  # type: ignore[misc]
             timer.close()
             del timer  # it is the error too, and would keep this frame alive
         self.used = False
+
+    def learn_role(self) -> None:
+        """Keep in mind the role, which MariaDB does not reset; switches."""
+        if "MariaDB" in self.server_version:
+            self.query("SELECT CURRENT_ROLE()")
+            ((role,),) = self._result.rows
+            if isinstance(role, bytes):
+                role = role.decode(self.encoding)
+            self._role = "NONE" if role is None else f"`{role.replace('`', '``')}`"
 
     def adopted(self) -> None:
         """Keep in mind what the connection is like."""
@@ -284,6 +299,8 @@ class PooledConnection(Connection):  # type: ignore[misc]
         words = [f"NAMES {self.charset}{collate}", f"autocommit={self._autocommits:d}"]
         if self.sql_mode is not None:
             words.append(f"sql_mode={self.escape(self.sql_mode)}")
+        if self._role is not None:
+            words.append(f"ROLE {self._role}")
         self.query(f"SET {', '.join(words)}")
         if self.db:
             self.select_db(self.db)
