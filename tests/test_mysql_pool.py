@@ -323,6 +323,8 @@ def test_connections_share_no_settings(server, mysql_pool):
     pool.put(two)
 
 
+SLEEPING = "SELECT id FROM information_schema.processlist WHERE info = 'SELECT SLEEP(600)'"
+
 # What one user leaves, the next does not find
 
 STATE = """SELECT @x, @@autocommit, @@time_zone, @@sql_mode, @@character_set_client,
@@ -345,6 +347,7 @@ def state(conn):
             "_moved",
             "_refused",
             "_interrupt",
+            "_sending",
             "_as_made",
         )
     }
@@ -1172,6 +1175,19 @@ def test_a_connection_discarded_while_another_greenlet_reads(server, mysql_pool)
     reader.join(5)
     assert isinstance(reader.exception, err.MySQLError)
     assert sock.fileno() == -1
+    whole(pool, server)
+
+
+def test_put_back_while_another_greenlet_waits_with_it(server, mysql_pool):
+    """A reset sent behind his statement would hide the end from the server, till he is done."""
+    pool = mysql_pool(server)
+    with control(server) as watch:
+        with pool.item() as conn:
+            other = spawn(one, conn, "SELECT SLEEP(600)")
+            until(lambda: conn.busy)
+        with pytest.raises(err.OperationalError):
+            other.get(timeout=10)
+        until(lambda: rows(watch, SLEEPING) == (), timeout=10)
     whole(pool, server)
 
 

@@ -141,6 +141,8 @@ class MySQLPool(ConnectionPool[Connection]):
         """Make a connection as it was made, or refuse it; switches if it was used."""
         if not item.open:
             raise PoolError("the connection is closed")
+        if item.busy:
+            raise PoolError("another greenlet still uses it")
         if item.streaming:
             raise PoolError("a streaming result was not read to its end")
         moved = item.take_back()
@@ -208,6 +210,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
     _autocommits = False  # and the mode that it was in
     _told = True  # the server has told its status since the last command
     _refused = False  # the last answer was an error, complete as such
+    _sending = False  # a command is being sent
     _reading = False  # an answer is being read
     _interrupt: BaseException | None = None  # what hit it as it wrote meanwhile
     _moved = False  # to another database
@@ -269,9 +272,14 @@ class PooledConnection(Connection):  # type: ignore[misc]
         return self._result is not None and self._result.unbuffered_active
 
     @property
+    def busy(self) -> bool:
+        """Whether a greenlet is just sending a command, or waits for its answer."""
+        return self._reading or self._sending
+
+    @property
     def idle(self) -> bool:
         """Whether the server has answered all, as far as can be told."""
-        return self._told and not self.streaming
+        return self._told and not self.streaming and not self.busy
 
     @property
     def in_transaction(self) -> bool:
@@ -346,7 +354,11 @@ class PooledConnection(Connection):  # type: ignore[misc]
         self._told = False
         if command == COMMAND.COM_INIT_DB or _is_use(sql):
             self._moved = True
-        super()._execute_command(command, sql)
+        self._sending = True
+        try:
+            super()._execute_command(command, sql)
+        finally:
+            self._sending = False
 
     def _write_bytes(self, data: bytes) -> None:
         if self._sock is None:
@@ -423,7 +435,8 @@ class PooledConnection(Connection):  # type: ignore[misc]
 
 _VOLATILE = frozenset(
     """_sock _rfile _next_seq_id _current_timeout _result _affected_rows _closed server_status
-    used _as_made _autocommits _told _refused _reading _interrupt _moved _cursors""".split()  # noqa: SIM905
+    used _as_made _autocommits _told _refused _sending _reading _interrupt _moved
+    _cursors""".split()  # noqa: SIM905
 )
 
 
