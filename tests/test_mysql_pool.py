@@ -324,6 +324,8 @@ def test_connections_share_no_settings(server, mysql_pool):
     pool.put(two)
 
 
+SLEEPING = "SELECT id FROM information_schema.processlist WHERE info = 'SELECT SLEEP(600)'"
+
 # What one user leaves, the next does not find
 
 STATE = """SELECT @x, @@autocommit, @@time_zone, @@sql_mode, @@character_set_client,
@@ -334,7 +336,7 @@ STATE = """SELECT @x, @@autocommit, @@time_zone, @@sql_mode, @@character_set_cli
 
 # What is the wire's, or the pool's own.
 NOT_STATE = """_sock _rfile _result _affected_rows _next_seq_id _current_timeout server_status
-    used _told _moved _refused _reading _interrupt _as_made _cursors""".split()  # noqa: SIM905
+    used _told _moved _refused _reading _sending _interrupt _as_made _cursors""".split()  # noqa: SIM905
 
 
 def state(conn):
@@ -491,6 +493,33 @@ def look_for_traces(server, pool, leave):
 def test_a_reset_leaves_nothing_for_the_next_user(server, mysql_pool, left, options):
     leave = {**LEFT, **LEFT_IN_THE_SESSION}[left]
     look_for_traces(server, mysql_pool(server, **options), leave)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("own", [None, "it`s"])
+def test_a_role_is_not_the_next_users(server, mysql_pool, own, plain):
+    """MariaDB's reset keeps it, and with it the rights that it gives."""
+    with control(server) as conn:
+        for statement in (
+            "CREATE OR REPLACE ROLE boss",
+            "CREATE OR REPLACE ROLE `it``s`",
+            "CREATE OR REPLACE USER clerk",
+            "GRANT boss TO clerk",
+            "GRANT `it``s` TO clerk",
+            "SET DEFAULT ROLE " + ("NONE" if own is None else "`it``s`") + " FOR clerk",
+        ):
+            conn.query(statement)
+    options = {"host": server.host, "port": server.port, "user": "clerk", "ssl_disabled": True}
+    if plain:
+        options = {"create": lambda options=options: pymysql.connect(**options)}
+    pool = mysql_pool(**options)
+    first = number(pool)
+    with pool.item() as conn:
+        assert one(conn, "SELECT CURRENT_ROLE()") == own
+        conn.query("SET ROLE boss")
+    with pool.item() as conn:
+        assert one(conn, "SELECT CURRENT_ROLE()") == own
+    assert number(pool) == first
 
 
 @came_as(*LEFT)
@@ -1136,6 +1165,19 @@ def test_a_connection_discarded_while_another_greenlet_reads(server, mysql_pool)
     reader.join(5)
     assert isinstance(reader.exception, err.MySQLError)
     assert sock.fileno() == -1
+    whole(pool, server)
+
+
+def test_put_back_while_another_greenlet_waits_with_it(server, mysql_pool):
+    """A reset sent behind his statement would hide the end from the server, till he is done."""
+    pool = mysql_pool(server)
+    with control(server) as watch:
+        with pool.item() as conn:
+            other = spawn(one, conn, "SELECT SLEEP(600)")
+            until(lambda: conn.busy)
+        with pytest.raises(err.OperationalError):
+            other.get(timeout=10)
+        until(lambda: rows(watch, SLEEPING) == (), timeout=10)
     whole(pool, server)
 
 

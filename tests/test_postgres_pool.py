@@ -732,6 +732,27 @@ def test_an_error_of_the_connection_ends_it(pg_pool, error):
     assert pid(pool) != first
 
 
+def alter_the_table(control, conn):
+    control.execute("ALTER TABLE t ADD b int")
+
+
+def deallocate_unseen(control, conn):
+    conn.execute("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
+
+
+@pytest.mark.parametrize("spoil", [alter_the_table, deallocate_unseen])
+def test_a_statement_prepared_for_what_is_no_more_fails_one_user_only(pg_pool, control, spoil):
+    control.execute("CREATE TABLE t (a int)")
+    pool = pg_pool(autocommit=True, prepare_threshold=0)
+    with pool.item() as conn:
+        conn.execute("SELECT * FROM t")
+        spoil(control, conn)
+    with pytest.raises(psycopg.Error), pool.item() as conn:
+        conn.execute("SELECT * FROM t")
+    with pool.item() as conn:
+        conn.execute("SELECT * FROM t")
+
+
 # connection()
 
 
@@ -968,6 +989,33 @@ def test_where_psycopg_cannot_cancel_the_connection_is_closed_all_the_same(missi
     conn = SimpleNamespace(pgconn=OldLibpq())
     _hang_up(conn)
     assert conn.pgconn.finished
+
+
+@pytest.mark.parametrize("error", [None, LookupError, Timeout])
+def test_given_back_while_another_greenlet_waits_with_it(pg_pool, backends, error):
+    """What psycopg's C code works with is not freed under it: that crashes the process."""
+    pool = pg_pool()
+    with suppress(LookupError, Timeout), pool.item() as conn:
+        other = spawn(conn.execute, "SELECT pg_sleep(600)")
+        until(lambda: any("pg_sleep" in query for query in backends().values()))
+        if error is not None:
+            raise error
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        other.get(timeout=10)
+    assert conn.closed
+    whole(pool)
+    until(lambda: not any("pg_sleep" in query for query in backends().values()))
+
+
+def test_not_freed_before_the_last_who_waits_with_it_is_gone(pg_pool):
+    with pg_pool().item() as conn:
+        other = spawn(conn.execute, "SELECT pg_sleep(600)")
+        until(lambda: conn.info.transaction_status == TransactionStatus.ACTIVE)
+        _hang_up(conn)
+        assert not conn.closed
+        with pytest.raises(psycopg.OperationalError, match="closed"):
+            other.get(timeout=10)
+        assert conn.closed
 
 
 def test_a_timeout_caught_inside_the_block_leaves_a_closed_connection(pg_pool):

@@ -141,6 +141,8 @@ class MySQLPool(ConnectionPool[Connection]):
         """Make a connection as it was made, or refuse it; switches if it was used."""
         if not item.open:
             raise PoolError("the connection is closed")
+        if item.busy:
+            raise PoolError("another greenlet still uses it")
         if item.streaming:
             raise PoolError("a streaming result was not read to its end")
         moved = item.take_back()
@@ -181,7 +183,11 @@ class MySQLPool(ConnectionPool[Connection]):
         if not isinstance(item, PooledConnection):
             item.__class__ = _pooled(type(item))  # type: ignore[arg-type]  # a class is hashable
             # What it has not told: whether anything was sent after connect().
-            item.used = item._result is not None and not (item.sql_mode or item.init_command)
+            used = item._result is not None and not (item.sql_mode or item.init_command)
+            if item.open:
+                with Timeout(self._reset_timeout, PoolError("create() gave one that is mute")):
+                    item.learn_role()
+                item.used = used
         if not item.open:
             item.connect()
         if self._reset_session and item.used:
@@ -204,9 +210,11 @@ class PooledConnection(Connection):  # type: ignore[misc]
     _autocommits = False  # and the mode that it was in
     _told = True  # the server has told its status since the last command
     _refused = False  # the last answer was an error, complete as such
+    _sending = False  # a command is being sent
     _reading = False  # an answer is being read
     _interrupt: BaseException | None = None  # what hit it as it wrote meanwhile
     _moved = False  # to another database
+    _role: str | None = None  # as SET ROLE takes it, if the server is a MariaDB
     _cursors: WeakSet[Cursor]
     _result: Any
 
@@ -219,6 +227,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
         timer = Timeout.start_new(self.connect_timeout)
         try:
             super().connect(sock)
+            self.learn_role()
         except BaseException as error:
             # PyMySQL's own timeout ends with the TCP handshake, and what was
             # interrupted before that has a socket that only its frame knows.
@@ -234,6 +243,15 @@ class PooledConnection(Connection):  # type: ignore[misc]
             timer.close()
             del timer  # it is the error too, and would keep this frame alive
         self.used = False
+
+    def learn_role(self) -> None:
+        """Keep in mind the role, which MariaDB does not reset; switches."""
+        if "MariaDB" in self.server_version:
+            self.query("SELECT CURRENT_ROLE()")
+            ((role,),) = self._result.rows
+            if isinstance(role, bytes):
+                role = role.decode(self.encoding)
+            self._role = "NONE" if role is None else f"`{role.replace('`', '``')}`"
 
     def adopted(self) -> None:
         """Keep in mind what the connection is like."""
@@ -254,9 +272,14 @@ class PooledConnection(Connection):  # type: ignore[misc]
         return self._result is not None and self._result.unbuffered_active
 
     @property
+    def busy(self) -> bool:
+        """Whether a greenlet is just sending a command, or waits for its answer."""
+        return self._reading or self._sending
+
+    @property
     def idle(self) -> bool:
         """Whether the server has answered all, as far as can be told."""
-        return self._told and not self.streaming
+        return self._told and not self.streaming and not self.busy
 
     @property
     def in_transaction(self) -> bool:
@@ -284,6 +307,8 @@ class PooledConnection(Connection):  # type: ignore[misc]
         words = [f"NAMES {self.charset}{collate}", f"autocommit={self._autocommits:d}"]
         if self.sql_mode is not None:
             words.append(f"sql_mode={self.escape(self.sql_mode)}")
+        if self._role is not None:
+            words.append(f"ROLE {self._role}")
         self.query(f"SET {', '.join(words)}")
         if self.db:
             self.select_db(self.db)
@@ -329,7 +354,11 @@ class PooledConnection(Connection):  # type: ignore[misc]
         self._told = False
         if command == COMMAND.COM_INIT_DB or _is_use(sql):
             self._moved = True
-        super()._execute_command(command, sql)
+        self._sending = True
+        try:
+            super()._execute_command(command, sql)
+        finally:
+            self._sending = False
 
     def _write_bytes(self, data: bytes) -> None:
         if self._sock is None:
@@ -406,7 +435,8 @@ class PooledConnection(Connection):  # type: ignore[misc]
 
 _VOLATILE = frozenset(
     """_sock _rfile _next_seq_id _current_timeout _result _affected_rows _closed server_status
-    used _as_made _autocommits _told _refused _reading _interrupt _moved _cursors""".split()  # noqa: SIM905
+    used _as_made _autocommits _told _refused _sending _reading _interrupt _moved
+    _cursors""".split()  # noqa: SIM905
 )
 
 

@@ -45,6 +45,10 @@ _CONNECT = frozenset(signature(psycopg.Connection.connect).parameters) - {"conni
 # and a server that has become a standby.
 _NOT_THE_PROGRAMS = ("08", "53", "57P", "58", "F0", "XX", "25006")
 
+# Those of a statement that psycopg has prepared, but that the server has no more,
+# or cannot run since a table was altered.  All who run it there would meet them.
+_STALE = ("26000", "0A000")
+
 
 class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     """A pool of psycopg 3 connections.
@@ -185,6 +189,8 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
             return False
         if not isinstance(error, psycopg.Error):
             return True
+        if error.sqlstate in _STALE and item._prepared._names:
+            return False
         if error.sqlstate is not None:
             return not error.sqlstate.startswith(_NOT_THE_PROGRAMS)
         return not isinstance(
