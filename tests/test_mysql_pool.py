@@ -1644,3 +1644,9 @@ def test_unpatched_it_blocks_but_all_else_holds(server, monkeypatch):
         with pytest.raises(err.OperationalError), pool.item() as conn:
             conn.query("SELECT SLEEP(5)")
         assert number(pool) != first
+
+
+def test_no_part_of_a_bad_url_is_in_the_errors_behind_its_error():
+    with pytest.raises(ValueError, match="percent-encode") as refused:
+        MySQLPool("mysql://root:sec:ret/@host/")
+    assert refused.value.__context__ is None

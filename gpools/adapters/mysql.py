@@ -471,14 +471,15 @@ def _is_use(sql: Any) -> bool:
 
 
 def _from_url(url: str) -> dict[str, Any]:
-    try:
+    port: int | None = -1
+    with suppress(ValueError):
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:
-        # Its own words may be the password's.
+    if port == -1:
+        # Not from the error, whose words may be the password's.
         raise ValueError(
             "this is no MySQL URL: percent-encode what is special in user and password"
-        ) from None
+        )
     if parts.scheme not in _SCHEMES:
         raise ValueError(f"the scheme of a MySQL URL is one of {', '.join(_SCHEMES)}")
     found: dict[str, Any] = {
