@@ -1,14 +1,18 @@
-# make demo | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
+# make demo | make scorecard | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test coverage lint clean
+.PHONY: demo scorecard test coverage lint clean
 # Two pips in one environment would disturb each other.
 .NOTPARALLEL:
 
 demo: $(VENV)/demo.stamp
 	@$(VENV)/bin/python -m demo
+
+# Other pools and ours through the same chaos; three minutes, writes docs/scorecard.md.
+scorecard: $(VENV)/test.stamp
+	@$(VENV)/bin/python -m demo.scorecard
 
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

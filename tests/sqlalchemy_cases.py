@@ -334,6 +334,16 @@ def test_timeout_while_connecting_frees_the_slot(db, proxy_to):
     assert engine.pool.checkedout() == 0
 
 
+def test_interrupted_connect_is_closed_though_its_error_is_still_looked_at(db, proxy_to):
+    """psycopg's stayed open, beside the one that was made in its slot."""
+    proxy = proxy_to(db.running, hang(0))
+    engine = db.engine(address=proxy.address)
+    with pytest.raises(Timeout) as caught, Timeout(0.2):
+        engine.connect()
+    assert caught.value is not None
+    proxy.settled()
+
+
 def test_timeout_in_a_query_closes_the_connection(db):
     engine = db.engine()
     with pytest.raises(Timeout), engine.connect() as connection, Timeout(0.05):

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from time import monotonic
+from traceback import clear_frames
 from typing import Any, cast
 from weakref import WeakSet, ref
 
@@ -251,7 +252,10 @@ class FairPool(Pool):
         pid = os.getpid()
         try:
             record = _Record(self, line)
-        except BaseException:
+        except BaseException as error:
+            # Interrupted while connecting, what the driver had is in the frames of the
+            # error, and stays open as long as anybody looks at that.
+            clear_frames(error.__traceback__)
             # Whatever ended it, a kill included, the slot must not end with it.
             line.vacate()
             raise
