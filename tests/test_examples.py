@@ -54,6 +54,24 @@ PRINTS = {
         bob: 0.5 seconds
         free: 1, waiting: 0
     """,
+    "fair_queue": """\
+        queue.LifoQueue:
+        greedy
+        greedy
+        greedy
+        greedy
+        greedy
+        greedy
+        greedy
+        FairLifoQueue:
+        greedy
+        patient 0
+        patient 1
+        patient 2
+        patient 3
+        patient 4
+        greedy
+    """,
     "fleet": """\
         4 workers: 3 of 3 tokens in use, 1 waits
         killed one: its token went to who waited
