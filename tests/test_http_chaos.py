@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import gevent
+import gevent.server
 import httplib2
 import pytest
 import requests
@@ -300,3 +301,78 @@ def test_a_naive_session_shared_with_children_gives_foreign_answers(http_server)
     assert json.loads(connection.getresponse().data)["tag"] == "childs"
     connection.close()
     twin.close()
+
+
+class Strays(gevent.server.StreamServer):
+    """Answers its first request with *first* and, when told to, *late*; the others with "mine"."""
+
+    first: bytes
+    late: bytes
+
+    def __init__(self, first, late):
+        super().__init__(("127.0.0.1", 0), self.serve)
+        self.first, self.late = first, late
+        self.sockets = []
+
+    @property
+    def host(self):
+        return self.address[0]
+
+    @property
+    def port(self):
+        return self.server_port
+
+    def serve(self, sock, address):
+        self.sockets.append(sock)
+        with sock.makefile("rb") as stream:
+            while stream.readline():
+                while stream.readline().strip():
+                    pass
+                if len(self.sockets) == 1 and self.first:
+                    sock.sendall(self.first)
+                    self.first = b""
+                    continue
+                if len(self.sockets) == 1:
+                    sock.sendall(self.late)  # not there before the next user asked
+                sock.sendall(answer("mine"))
+
+
+def answer(tag):
+    body = json.dumps({"tag": tag}).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    ("first", "late"),
+    [
+        (b"103 Early Hints\r\nLink: </style.css>", answer("theirs")),
+        (b"102 Processing", answer("theirs")),
+        (b"101 Switching Protocols\r\nUpgrade: other", answer("theirs")),
+        (b"204 No Content\r\nContent-Length: 200", answer("theirs")),
+    ],
+    ids=["103", "102", "101", "204"],
+)
+def test_what_follows_an_answer_that_looks_whole_is_read_by_nobody(client, first, late):
+    server = Strays(b"HTTP/1.1 %s\r\n\r\n" % first, late)
+    server.start()
+    try:
+        user = client(server, size=1)
+        user.fetch(user.where, "GET")
+        assert user.ask("mine") == "mine"
+        assert user.ask("mine") == "mine"
+        assert len(server.sockets) == 2
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 0\r\n"])
+def test_an_answer_without_content_keeps_its_connection(client, length):
+    server = Strays(b"HTTP/1.1 204 No Content\r\n%s\r\n" % length, b"")
+    server.start()
+    try:
+        user = client(server, size=1)
+        user.fetch(user.where, "GET")
+        assert user.ask("mine") == "mine"
+        assert len(server.sockets) == 1
+    finally:
+        server.stop()

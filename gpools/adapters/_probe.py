@@ -6,6 +6,7 @@ import select
 import socket
 import ssl
 from http.client import HTTPConnection
+from typing import Any
 
 from gevent.monkey import get_original
 
@@ -37,6 +38,14 @@ def between_requests(connection: HTTPConnection) -> bool:
     if state != "Idle" or not (response is None or response.isclosed()):
         return False
     return connection.sock is None or quiet(connection.sock)
+
+
+def may_be_followed(status: int, headers: Any) -> bool:
+    """Tell whether more may come after an answer that http.client takes for whole."""
+    if status == 204:  # it reads no body, whatever the server says of one
+        return bool(headers.get("content-length", "0") != "0")
+    # Of the interim answers it knows 100 only; after another the final one is on its way.
+    return status < 200
 
 
 def _only_tickets(sock: socket.socket) -> bool:

@@ -13,7 +13,7 @@ import httplib2
 
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._half_open import close_half_open
-from gpools.adapters._probe import between_requests, quiet
+from gpools.adapters._probe import between_requests, may_be_followed, quiet
 from gpools.connection import ConnectionPool, split_settings
 
 __all__ = ["HttpPool"]
@@ -265,7 +265,10 @@ class _Whole:
         if method not in _IDEMPOTENT:
             conn.request = _only_once(conn.request)  # type: ignore[method-assign]
         try:
-            return super()._conn_request(conn, request_uri, method, body, headers)  # type: ignore[misc]
+            answer = super()._conn_request(conn, request_uri, method, body, headers)  # type: ignore[misc]
+            if may_be_followed(answer[0].status, answer[0]):
+                _drop(self, conn)  # type: ignore[arg-type]
+            return answer
         except BaseException as error:
             _drop(self, conn)  # type: ignore[arg-type]
             close_half_open(conn, error)

@@ -26,7 +26,7 @@ from greenlet import greenlet
 
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
-from gpools.adapters._probe import between_requests, quiet
+from gpools.adapters._probe import between_requests, may_be_followed, quiet
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolClosed, PoolError, PoolFull, PoolTimeout, WrongThread
 
@@ -78,7 +78,7 @@ class Connections(ConnectionPool[Any]):
 
     def reset(self, item: Any) -> None:
         """Refuse a connection in the middle of something; never switches."""
-        if not between_requests(item):
+        if getattr(item, "may_be_followed", False) or not between_requests(item):
             raise PoolError("an answer was not read to its end")
 
     def destroy(self, item: Any) -> None:
@@ -149,6 +149,7 @@ class Fair:
             # A kill too: urllib3 closes the connection, but forgets which it was.
             self._fail(conn, error)
             raise
+        conn.may_be_followed = may_be_followed(response.status, response.headers)
         if isinstance(response, HTTPResponse):
             response.__class__ = _released(type(response))
         return response
