@@ -483,6 +483,24 @@ def test_nor_is_one_that_is_still_on_its_way(memcached_server, proxy_to, check_a
         assert pool.current_size == 1
 
 
+@pytest.mark.parametrize("nothing", [{}, []], ids=["set", "delete"])
+def test_a_command_about_nothing_is_no_sign(memcached_server, memcached_pool, nothing):
+    """pymemcache sends no byte and reads none, but returns as if the server had answered."""
+    pool = memcached_pool(memcached_server)
+    assert next_port(pool)
+    memcached_server.freeze()
+    with pool.item() as client:
+        malformed(client)
+        if nothing == {}:
+            client.set_many({}, noreply=False)
+        else:
+            client.delete_many(iter([]), noreply=False)
+    user = spawn(next_port, pool)
+    settle()
+    memcached_server.thaw()
+    assert user.get(timeout=5)
+
+
 def test_what_comes_behind_the_sign_is_not_the_next_users(memcached_server, proxy_to):
     proxy = proxy_to(memcached_server)
     with MemcachedPool(proxy.address, max_size=1, check_after=None) as pool:

@@ -171,14 +171,16 @@ class _Whole:
     ) -> Any:
         self._wait_for_sign()
         store = super()._store_cmd  # type: ignore[misc]
-        return self._run(store, name, values, expire, noreply, *args, mute=noreply, **kwargs)
+        mute = noreply if values else self._mute  # of nothing there is no reply
+        return self._run(store, name, values, expire, noreply, *args, mute=mute, **kwargs)
 
     def _misc_cmd(
         self, cmds: Any, cmd_name: bytes, noreply: bool, *args: Any, **kwargs: Any
     ) -> Any:
         self._wait_for_sign()
         misc = super()._misc_cmd  # type: ignore[misc]
-        return self._run(misc, cmds, cmd_name, noreply, *args, mute=noreply, **kwargs)
+        mute = noreply if cmds else self._mute  # as above
+        return self._run(misc, cmds, cmd_name, noreply, *args, mute=mute, **kwargs)
 
     def raw_command(self, *args: Any, **kwargs: Any) -> Any:
         self._raw = True  # how long its reply is only its user knows
