@@ -9,10 +9,11 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import gevent
+import gevent.event
 import gevent.os
 import pytest
 import redis
-from gevent import Timeout
+from gevent import GreenletExit, Timeout
 from gevent.queue import LifoQueue
 
 from gpools import ConnectionPool, PoolTimeout, WrongThread
@@ -719,6 +720,31 @@ def test_a_frozen_server_costs_no_slot(redis_server, fair):
         redis_server.thaw()
     client.connection_pool.timeout = 5
     assert client.echo("mine") == "mine"
+    whole(client, redis_server)
+
+
+@pytest.mark.parametrize("ending", [GreenletExit, Timeout])
+def test_interrupted_while_it_watches_waits_for_no_frozen_server(redis_server, fair, ending):
+    """A pipeline's reset would say UNWATCH, and wait for the answer."""
+    client = fair(redis_server)
+    watching = gevent.event.Event()
+
+    def watch():
+        with client.pipeline() as pipe:
+            pipe.watch("key")
+            watching.set()
+            gevent.sleep(30)
+
+    user = spawn(watch)
+    assert watching.wait(5)
+    redis_server.freeze()
+    try:
+        user.kill(ending, block=False)
+        user.join(timeout=5)
+        assert user.dead
+    finally:
+        redis_server.thaw()
+    assert isinstance(user.exception or user.value, ending)
     whole(client, redis_server)
 
 

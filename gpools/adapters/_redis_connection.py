@@ -110,10 +110,10 @@ class Tracked:
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        if args[0] == "UNWATCH" and (not self.open or _in_destructor()):
+        if args[0] == "UNWATCH" and (not self.open or _in_destructor() or _interrupted()):
             # A pipeline's reset.  It would connect anew to say so, or wait in a
-            # destructor, where kills are swallowed; after this error it closes the
-            # connection instead.
+            # destructor, where kills are swallowed, or wait for the server when its
+            # user's time is over; after this error it closes the connection instead.
             raise redis.ConnectionError("nothing is watched on a closed connection")
         packed = self.pack_command(*args)  # type: ignore[attr-defined]
         self._note(args)  # not of what cannot be packed: it is not sent
@@ -189,6 +189,12 @@ def number_in_url(name: str, value: str | float) -> float:
 def _in_destructor() -> bool:
     """Tell whether the caller of whoever sends this command is a destructor."""
     return sys._getframe(3).f_code.co_name == "__del__"
+
+
+def _interrupted() -> bool:
+    """Tell whether a Timeout or a kill is on its way through the caller."""
+    error = sys.exc_info()[1]
+    return error is not None and not isinstance(error, Exception)
 
 
 def _word(argument: Any) -> str:
