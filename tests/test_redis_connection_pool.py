@@ -748,6 +748,19 @@ def test_interrupted_while_it_watches_waits_for_no_frozen_server(redis_server, f
     whole(client, redis_server)
 
 
+def test_a_command_packed_by_hand_is_owed_an_answer(redis_server, fair):
+    client = fair(redis_server)
+    connection = client.connection_pool.get_connection()
+    redis_server.freeze()
+    try:
+        connection.send_packed_command(connection.pack_command("ECHO", "theirs"))
+        client.connection_pool.release(connection)
+    finally:
+        redis_server.thaw()
+    assert client.echo("mine") == "mine"
+    whole(client, redis_server)
+
+
 def test_a_refused_connection_comes_out_as_it_is(redis_server, proxy_to, fair):
     proxy = proxy_to(redis_server)
     client = fair(proxy)

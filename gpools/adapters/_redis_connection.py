@@ -115,8 +115,7 @@ class Tracked:
             # destructor, where kills are swallowed, or wait for the server when its
             # user's time is over; after this error it closes the connection instead.
             raise redis.ConnectionError("nothing is watched on a closed connection")
-        packed = self.pack_command(*args)  # type: ignore[attr-defined]
-        self._note(args)  # not of what cannot be packed: it is not sent
+        packed = self.pack_command(*args)
         self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -127,6 +126,11 @@ class Tracked:
             self.owed, self.left = owed, left
             check_health = False
         super().send_packed_command(command, check_health)  # type: ignore[misc]
+
+    def pack_command(self, *args: Any) -> Any:
+        packed = super().pack_command(*args)  # type: ignore[misc]
+        self._note(args)  # not of what cannot be packed: it is not sent
+        return packed
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         commands = list(commands)
