@@ -418,6 +418,23 @@ def test_errors_that_ignore_exc_swallows_leave_nothing(memcached_server, proxy_t
         assert pool.current_size == 1
 
 
+def test_a_client_that_another_greenlet_still_uses_does_not_come_back(
+    memcached_server, memcached_pool
+):
+    pool = memcached_pool(memcached_server)
+    assert next_port(pool)
+    memcached_server.freeze()
+    with pool.item() as client:
+        user = spawn(client.get, "theirs")
+        settle()
+        client.set("mine", "1")  # has no reply to wait for
+    following = spawn(next_port, pool)
+    settle()
+    memcached_server.thaw()
+    assert following.get(timeout=5)
+    assert isinstance(user.exception or user.get(timeout=5), OSError)
+
+
 # noreply
 
 
