@@ -7,6 +7,7 @@ import random
 import threading
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from traceback import format_exception
 
 import gevent
 import gevent.event
@@ -16,7 +17,7 @@ import redis
 from gevent import GreenletExit, Timeout
 from gevent.queue import LifoQueue
 
-from gpools import ConnectionPool, PoolTimeout, WrongThread
+from gpools import ConnectionPool, PoolTimeout, RedisPool, WrongThread
 from gpools.adapters import redis_py
 from gpools.adapters.redis_py import FairConnectionPool, FairSentinelConnectionPool
 from tests.cooperative import cooperative  # noqa: F401
@@ -1047,6 +1048,18 @@ def test_nobody_is_asked_for_notices_unless_told(redis_server, proxy_to, fair):
 
 
 # Passwords
+
+
+@pytest.mark.parametrize(
+    "pool_class", [FairConnectionPool, redis_py.SharedConnectionPool, RedisPool]
+)
+@pytest.mark.parametrize("garbled", ["/word", "#", "?", "\u2100"])
+def test_a_garbled_url_shows_no_password(pool_class, garbled):
+    """urllib takes what is before the slash for a port, and names it."""
+    make = getattr(pool_class, "from_url", pool_class)
+    with pytest.raises(ValueError, match="in the URL is not valid") as caught:
+        make(f"redis://user:{WORD}{garbled}@127.0.0.1:1/0")
+    assert WORD not in "".join(format_exception(caught.value))
 
 
 def test_nothing_prints_a_password(locked_server, caplog):

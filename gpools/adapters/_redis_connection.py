@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache
 from socket import SHUT_RDWR
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 
@@ -180,6 +181,18 @@ def address(options: dict[str, Any]) -> str:
     """Name a server by the *options* of its connections, without its password."""
     place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
     return f"{place}/{options.get('db') or 0}"
+
+
+def checked_url(url: str) -> str:
+    """Return *url*, or raise ValueError where urllib's error would show half of a password."""
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        raise ValueError(_GARBLED) from None
+    return url
+
+
+_GARBLED = "the host or port in the URL is not valid; in a password, write %2F for / and %23 for #"
 
 
 def number_in_url(name: str, value: str | float) -> float:
