@@ -5,6 +5,7 @@ import inspect
 import json
 import random
 import socket
+from traceback import format_exception
 
 import gevent
 import gevent.server
@@ -167,6 +168,15 @@ def test_keys_of_urls(keyed, url, key):
     pool = keyed()
     with pool.item(url):
         assert list(pool.pools()) == [key]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:secret/word@example.test/", "http://user:secret\u2100@example.test/"]
+)
+def test_a_garbled_key_shows_no_password(keyed, url):
+    with pytest.raises(ValueError, match="key must be a URL") as caught:
+        keyed().request(url)
+    assert "secret" not in "".join(format_exception(caught.value))
 
 
 @pytest.mark.parametrize("url", ["example.test", "/path", "ftp://example.test/", "http://", ""])

@@ -418,6 +418,23 @@ def test_errors_that_ignore_exc_swallows_leave_nothing(memcached_server, proxy_t
         assert pool.current_size == 1
 
 
+def test_a_client_that_another_greenlet_still_uses_does_not_come_back(
+    memcached_server, memcached_pool
+):
+    pool = memcached_pool(memcached_server)
+    assert next_port(pool)
+    memcached_server.freeze()
+    with pool.item() as client:
+        user = spawn(client.get, "theirs")
+        settle()
+        client.set("mine", "1")  # has no reply to wait for
+    following = spawn(next_port, pool)
+    settle()
+    memcached_server.thaw()
+    assert following.get(timeout=5)
+    assert isinstance(user.exception or user.get(timeout=5), OSError)
+
+
 # noreply
 
 
@@ -481,6 +498,24 @@ def test_nor_is_one_that_is_still_on_its_way(memcached_server, proxy_to, check_a
             proxy.resume()
             assert user.get(timeout=5)
         assert pool.current_size == 1
+
+
+@pytest.mark.parametrize("nothing", [{}, []], ids=["set", "delete"])
+def test_a_command_about_nothing_is_no_sign(memcached_server, memcached_pool, nothing):
+    """pymemcache sends no byte and reads none, but returns as if the server had answered."""
+    pool = memcached_pool(memcached_server)
+    assert next_port(pool)
+    memcached_server.freeze()
+    with pool.item() as client:
+        malformed(client)
+        if nothing == {}:
+            client.set_many({}, noreply=False)
+        else:
+            client.delete_many(iter([]), noreply=False)
+    user = spawn(next_port, pool)
+    settle()
+    memcached_server.thaw()
+    assert user.get(timeout=5)
 
 
 def test_what_comes_behind_the_sign_is_not_the_next_users(memcached_server, proxy_to):

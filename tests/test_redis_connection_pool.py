@@ -7,15 +7,17 @@ import random
 import threading
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from traceback import format_exception
 
 import gevent
+import gevent.event
 import gevent.os
 import pytest
 import redis
-from gevent import Timeout
+from gevent import GreenletExit, Timeout
 from gevent.queue import LifoQueue
 
-from gpools import ConnectionPool, PoolTimeout, WrongThread
+from gpools import ConnectionPool, PoolTimeout, RedisPool, WrongThread
 from gpools.adapters import redis_py
 from gpools.adapters.redis_py import FairConnectionPool, FairSentinelConnectionPool
 from tests.cooperative import cooperative  # noqa: F401
@@ -722,6 +724,44 @@ def test_a_frozen_server_costs_no_slot(redis_server, fair):
     whole(client, redis_server)
 
 
+@pytest.mark.parametrize("ending", [GreenletExit, Timeout])
+def test_interrupted_while_it_watches_waits_for_no_frozen_server(redis_server, fair, ending):
+    """A pipeline's reset would say UNWATCH, and wait for the answer."""
+    client = fair(redis_server)
+    watching = gevent.event.Event()
+
+    def watch():
+        with client.pipeline() as pipe:
+            pipe.watch("key")
+            watching.set()
+            gevent.sleep(30)
+
+    user = spawn(watch)
+    assert watching.wait(5)
+    redis_server.freeze()
+    try:
+        user.kill(ending, block=False)
+        user.join(timeout=5)
+        assert user.dead
+    finally:
+        redis_server.thaw()
+    assert isinstance(user.exception or user.value, ending)
+    whole(client, redis_server)
+
+
+def test_a_command_packed_by_hand_is_owed_an_answer(redis_server, fair):
+    client = fair(redis_server)
+    connection = client.connection_pool.get_connection()
+    redis_server.freeze()
+    try:
+        connection.send_packed_command(connection.pack_command("ECHO", "theirs"))
+        client.connection_pool.release(connection)
+    finally:
+        redis_server.thaw()
+    assert client.echo("mine") == "mine"
+    whole(client, redis_server)
+
+
 def test_a_refused_connection_comes_out_as_it_is(redis_server, proxy_to, fair):
     proxy = proxy_to(redis_server)
     client = fair(proxy)
@@ -1008,6 +1048,18 @@ def test_nobody_is_asked_for_notices_unless_told(redis_server, proxy_to, fair):
 
 
 # Passwords
+
+
+@pytest.mark.parametrize(
+    "pool_class", [FairConnectionPool, redis_py.SharedConnectionPool, RedisPool]
+)
+@pytest.mark.parametrize("garbled", ["/word", "#", "?", "\u2100"])
+def test_a_garbled_url_shows_no_password(pool_class, garbled):
+    """urllib takes what is before the slash for a port, and names it."""
+    make = getattr(pool_class, "from_url", pool_class)
+    with pytest.raises(ValueError, match="in the URL is not valid") as caught:
+        make(f"redis://user:{WORD}{garbled}@127.0.0.1:1/0")
+    assert WORD not in "".join(format_exception(caught.value))
 
 
 def test_nothing_prints_a_password(locked_server, caplog):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache
 from socket import SHUT_RDWR
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 
@@ -110,13 +111,12 @@ class Tracked:
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        if args[0] == "UNWATCH" and (not self.open or _in_destructor()):
+        if args[0] == "UNWATCH" and (not self.open or _in_destructor() or _interrupted()):
             # A pipeline's reset.  It would connect anew to say so, or wait in a
-            # destructor, where kills are swallowed; after this error it closes the
-            # connection instead.
+            # destructor, where kills are swallowed, or wait for the server when its
+            # user's time is over; after this error it closes the connection instead.
             raise redis.ConnectionError("nothing is watched on a closed connection")
-        packed = self.pack_command(*args)  # type: ignore[attr-defined]
-        self._note(args)  # not of what cannot be packed: it is not sent
+        packed = self.pack_command(*args)
         self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -127,6 +127,11 @@ class Tracked:
             self.owed, self.left = owed, left
             check_health = False
         super().send_packed_command(command, check_health)  # type: ignore[misc]
+
+    def pack_command(self, *args: Any) -> Any:
+        packed = super().pack_command(*args)  # type: ignore[misc]
+        self._note(args)  # not of what cannot be packed: it is not sent
+        return packed
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         commands = list(commands)
@@ -178,6 +183,18 @@ def address(options: dict[str, Any]) -> str:
     return f"{place}/{options.get('db') or 0}"
 
 
+def checked_url(url: str) -> str:
+    """Return *url*, or raise ValueError where urllib's error would show half of a password."""
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        raise ValueError(_GARBLED) from None
+    return url
+
+
+_GARBLED = "the host or port in the URL is not valid; in a password, write %2F for / and %23 for #"
+
+
 def number_in_url(name: str, value: str | float) -> float:
     """Make a number of a *value*, which some versions of redis-py leave as it stands in a URL."""
     try:
@@ -189,6 +206,12 @@ def number_in_url(name: str, value: str | float) -> float:
 def _in_destructor() -> bool:
     """Tell whether the caller of whoever sends this command is a destructor."""
     return sys._getframe(3).f_code.co_name == "__del__"
+
+
+def _interrupted() -> bool:
+    """Tell whether a Timeout or a kill is on its way through the caller."""
+    error = sys.exc_info()[1]
+    return error is not None and not isinstance(error, Exception)
 
 
 def _word(argument: Any) -> str:

@@ -105,10 +105,14 @@ class _OneHost(HttpPool):
 
 def _host(uri: str) -> str:
     """Return scheme, host and port of *uri*, the port always."""
-    parts = urlsplit(iri2uri(uri))
+    try:
+        parts = urlsplit(iri2uri(uri))
+        given = parts.port
+    except ValueError:  # which may show half of a password
+        raise ValueError("a key must be a URL with a valid host and port") from None
     if parts.scheme not in _PORTS or not parts.hostname:
         # Without the URL, which may have a password.
         raise ValueError("a key must be a URL that begins with http:// or https:// and a host")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    port = parts.port if parts.port is not None else _PORTS[parts.scheme]
+    port = given if given is not None else _PORTS[parts.scheme]
     return f"{parts.scheme}://{host}:{port}"

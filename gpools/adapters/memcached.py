@@ -152,7 +152,8 @@ class _Whole:
     def be_new(self) -> None:
         """Remember how this client is made."""
         self._as_made = {name: value for name, value in vars(self).items() if name not in _OWN}
-        self._busy = self._raw = self._mute = self._retired = False
+        self._busy = 0  # commands under way
+        self._raw = self._mute = self._retired = False
         self._heard: bytes | None = None  # of the sign, while it is not there
         self._terms = self._current_terms()
 
@@ -171,14 +172,16 @@ class _Whole:
     ) -> Any:
         self._wait_for_sign()
         store = super()._store_cmd  # type: ignore[misc]
-        return self._run(store, name, values, expire, noreply, *args, mute=noreply, **kwargs)
+        mute = noreply if values else self._mute  # of nothing there is no reply
+        return self._run(store, name, values, expire, noreply, *args, mute=mute, **kwargs)
 
     def _misc_cmd(
         self, cmds: Any, cmd_name: bytes, noreply: bool, *args: Any, **kwargs: Any
     ) -> Any:
         self._wait_for_sign()
         misc = super()._misc_cmd  # type: ignore[misc]
-        return self._run(misc, cmds, cmd_name, noreply, *args, mute=noreply, **kwargs)
+        mute = noreply if cmds else self._mute  # as above
+        return self._run(misc, cmds, cmd_name, noreply, *args, mute=mute, **kwargs)
 
     def raw_command(self, *args: Any, **kwargs: Any) -> Any:
         self._raw = True  # how long its reply is only its user knows
@@ -190,7 +193,7 @@ class _Whole:
     def _run(
         self, command: Callable[..., Any], *args: Any, mute: bool | None = False, **kwargs: Any
     ) -> Any:
-        self._busy = True
+        self._busy += 1
         try:
             result = command(*args, **kwargs)
         except Exception:
@@ -200,7 +203,7 @@ class _Whole:
             self.close()
             raise
         finally:
-            self._busy = False
+            self._busy -= 1
         self._mute = bool(mute)  # any reply that was read came after all that are not wanted
         return result
 

@@ -17,6 +17,7 @@ from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._redis_connection import (
     NO_NOTICES,
     address,
+    checked_url,
     number_in_url,
     tracked,
 )
@@ -149,7 +150,7 @@ class _Clients:
         if url is None:
             self.model = redis.Redis(**options).connection_pool
         else:
-            self.max_connections = parse_url(url).get("max_connections")  # type: ignore[no-untyped-call]
+            self.max_connections = parse_url(checked_url(url)).get("max_connections")  # type: ignore[no-untyped-call]
             self.model = redis.ConnectionPool.from_url(url, **options)
             timeout = self.model.connection_kwargs.pop("timeout", None)
             if timeout is not None:

@@ -22,6 +22,7 @@ from redis.sentinel import SentinelConnectionPool
 from gpools.adapters._redis_connection import (
     NO_NOTICES,
     address,
+    checked_url,
     number_in_url,
     tracked,
 )
@@ -121,6 +122,14 @@ class FairConnectionPool(redis.ConnectionPool):
         self.connections: Connections = Connections(
             ref(self), max_size=max_connections or 50, timeout=timeout, **_converted(settings)
         )
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Any:
+        """Make a pool of what *url* says, and the other *options*.
+
+        Raises ValueError and TypeError for what makes no sense.
+        """
+        return super().from_url(checked_url(url), **options)
 
     # Taking and giving back.
 
