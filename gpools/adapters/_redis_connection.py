@@ -185,11 +185,10 @@ def address(options: dict[str, Any]) -> str:
 
 def checked_url(url: str) -> str:
     """Return *url*, or raise ValueError where urllib's error would show half of a password."""
-    try:
+    with suppress(ValueError):
         urlsplit(url).port  # noqa: B018
-    except ValueError:
-        raise ValueError(_GARBLED) from None
-    return url
+        return url
+    raise ValueError(_GARBLED)  # not in an except clause, for then it would have that error
 
 
 _GARBLED = "the host or port in the URL is not valid; in a password, write %2F for / and %23 for #"
