@@ -429,6 +429,19 @@ def test_a_socket_whose_tls_has_ended_is_let_go(certificate, trusting):
         end.close()
 
 
+def test_a_socket_that_another_greenlet_still_uses_is_let_go(socket_pool, echo):
+    """Else that one would read the answer of the next user."""
+    pool = socket_pool()
+    with pool.item() as sock:
+        reader = spawn(sock.recv, 100)
+        settle()
+    with pool.item() as sock:
+        sock.sendall(b"mine\n")
+        assert sock.recv(100) == b"mine\n"
+    with pytest.raises(OSError, match="another greenlet"):
+        reader.get(timeout=5)
+
+
 @pytest.mark.parametrize("close", [lambda s: s.close(), lambda s: os.close(s.detach())])
 def test_a_socket_that_its_user_has_closed_is_let_go(socket_pool, echo, close):
     pool = socket_pool()

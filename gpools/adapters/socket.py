@@ -102,6 +102,8 @@ class SocketPool(ConnectionPool[socket.socket]):
 
     def reset(self, item: socket.socket) -> None:
         """Refuse a socket that is not as it was; set back its options; never switches."""
+        if _waited_for(item):
+            raise PoolError("another greenlet still waits for it")
         if not quiet(item):
             raise PoolError("something was not read, or the peer has closed")
         if isinstance(item, gevent.ssl.SSLSocket) and item.version() is None:
@@ -197,6 +199,12 @@ class _Terms:
             # Refused, or interrupted half way: nobody else has it.
             sock.close()
             raise
+
+
+def _waited_for(sock: socket.socket) -> bool:
+    """Tell whether a greenlet is in the middle of a recv() or send()."""
+    events = (sock._read_event, sock._write_event)  # type: ignore[attr-defined]
+    return any(event is not None and event.callback is not None for event in events)
 
 
 def _address(address: Any) -> tuple[str, int] | str | bytes:
