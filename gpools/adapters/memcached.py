@@ -439,6 +439,14 @@ class _Use(AbstractContextManager[Client]):
         return self._block.__exit__(*error)
 
 
+def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part the keywords that are `ConnectionPool`'s from pymemcache's, whose *timeout* is."""
+    settings, client_options = split_settings(options)
+    if "timeout" in settings:
+        client_options["timeout"] = settings.pop("timeout")
+    return settings, client_options
+
+
 class FairPooledClient(PooledClient):  # type: ignore[misc]
     """A `pymemcache.client.base.PooledClient` whose callers wait in line for a client.
 
@@ -453,9 +461,7 @@ class FairPooledClient(PooledClient):  # type: ignore[misc]
     """
 
     def __init__(self, server: Any, *, get_timeout: float | None = None, **options: Any) -> None:
-        settings, client_options = split_settings(options)
-        if "timeout" in settings:
-            client_options["timeout"] = settings.pop("timeout")
+        settings, client_options = _parted(options)
         super().__init__(server, **_cooperative(client_options))
         self.client_pool = ClientPool(self, timeout=get_timeout, **settings)
 
@@ -469,9 +475,7 @@ class FairHashClient(HashClient):  # type: ignore[misc]
     """
 
     def __init__(self, servers: Any, *, get_timeout: float | None = None, **options: Any) -> None:
-        settings, client_options = split_settings(options)
-        if "timeout" in settings:
-            client_options["timeout"] = settings.pop("timeout")
+        settings, client_options = _parted(options)
         self._fair = {"timeout": get_timeout, **settings}
         client_options["use_pooling"] = True
         super().__init__(servers, **_cooperative(client_options))
