@@ -6,6 +6,7 @@ import logging
 import random
 from collections import Counter
 from contextlib import suppress
+from itertools import count
 
 import gevent
 import greenlet
@@ -403,7 +404,9 @@ def test_it_adds_up_at_every_switch_of_a_storm(max_creating, caplog):
     workers = [spawn(work) for _ in range(8)]
     greenlet.settrace(look)
     try:
-        for _ in range(150):
+        for n in count():
+            if n >= 150 and len(pool.stats().destroyed) >= 2 and looks["switch"] > 300:
+                break  # else on a slow machine little more happens than timeouts
             gevent.sleep(0.001)
             if dice.random() < 0.2:
                 victim = dice.randrange(len(workers))
@@ -418,8 +421,6 @@ def test_it_adds_up_at_every_switch_of_a_storm(max_creating, caplog):
         greenlet.settrace(None)
 
     assert not wrong, (len(wrong), wrong[0])
-    assert looks["switch"] > 300
-    assert len(pool.stats().destroyed) >= 2
     pool._book.life.max_age = pool._book.life.max_idle = 1e6
     pool.resize(5)
     pool.recycle()
