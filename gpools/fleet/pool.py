@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from gevent import spawn_raw
 
+from gpools._fast import MISSING, Item, Missing
 from gpools._within import within
 from gpools.connection import (
     _require_not_negative,
@@ -26,7 +27,6 @@ from gpools.fleet import _link
 from gpools.fleet._link import Source
 from gpools.fleet._member import Member, Token, closed_error, info_of_this_process
 from gpools.fleet._watch import FleetStats, fleet_stats
-from gpools.pool import MISSING, Missing, _Item
 
 __all__ = ["DistributedTokenPool"]
 
@@ -188,7 +188,9 @@ class DistributedTokenPool:
 
         *timeout* as in `get`.
         """
-        return _Item(self, timeout)  # type: ignore[arg-type]
+        use = Item()
+        use._pool, use._timeout, use._item = self, timeout, MISSING
+        return use
 
     def free(self) -> int:
         """Tell how many tokens of the fleet are free, as of the last reply.  Never switches."""
