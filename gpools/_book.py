@@ -42,6 +42,7 @@ class Book:
         "creator",
         "destroy_timeout",
         "emptied",
+        "fewest_idle",
         "filled",
         "going",
         "items",
@@ -75,6 +76,7 @@ class Book:
         self.creator: Creator | None = None
         self.sweeper: Sweeper | None = None
         self.thread: int | None = None  # of the hub it belongs to, from its first use on
+        self.fewest_idle = 0  # at once, of late; the sweeper's, who sets it
         self.emptied = Event()  # closed, and the last item is gone
         self.filled = Event()  # min_size items existed once
 

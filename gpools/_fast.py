@@ -8,23 +8,18 @@ these.  What is slow anyway is theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from weakref import ref
+from typing import Any, Final, TypeAlias
 
 from gevent import getcurrent
-from gevent.monkey import get_original
 
+from gpools import _direct
 from gpools._book import Book
 from gpools._line import Line
 from gpools._within import within
 from gpools.lifecycle import BETWEEN, IN_USE, Entry
-
-# Gevent's would tell greenlets apart.
-current_thread: Callable[[], int] = get_original("_thread", "get_ident")
 
 
 class Missing(Enum):
@@ -118,14 +113,7 @@ class Core:
 
     _line: Line
 
-    if TYPE_CHECKING:
-        order_as_stack: bool
-
-        def _get_slowly(self) -> Any: ...
-
-        def _timeout_error(self, timeout: float) -> Exception: ...
-
-    def get(self, *, timeout: Seconds = None) -> Any:
+    def get(self: Any, *, timeout: Seconds = None) -> Any:
         """Take an item, making one or waiting in line if none is idle.
 
         Callers are served in the order they came; a put never lets anyone
@@ -142,7 +130,7 @@ class Core:
             return line.idle.popleft()
         return within(timeout, self._get_slowly, self._timeout_error)
 
-    def put(self, item: Any) -> None:
+    def put(self: Any, item: Any) -> None:
         """Give *item* back; the first in line gets it.
 
         While ``current_size`` is above ``max_size`` the item is dropped and
@@ -180,23 +168,11 @@ class ConnectionCore(Core):
 
     _book: Book
 
-    if TYPE_CHECKING:
-
-        def _belong_here(self) -> None: ...
-
-        def _refuse(self, entry: Entry | None, item: Any) -> None: ...
-
-        def _note_hold(self, entry: Entry, item: Any) -> None: ...
-
-        def _reset_failed(self, item: Any, error: BaseException) -> None: ...
-
-        def _shelve(self, entry: Entry, item: Any) -> None: ...
-
     def reset(self, item: Any) -> object:
         """Make a returned *item* as good as new; an Exception means it cannot be."""
         return None
 
-    def get(self, *, timeout: Seconds | Missing = MISSING) -> Any:
+    def get(self: Any, *, timeout: Seconds | Missing = MISSING) -> Any:
         """Take an item, making one or waiting in line if none is idle.
 
         Callers are served in the order they came; a put never lets anyone
@@ -212,7 +188,7 @@ class ConnectionCore(Core):
         """
         line = self._line
         book = self._book
-        if book.thread != current_thread():
+        if book.thread != _direct.current_thread():
             self._belong_here()
         if line.idle and not line.waiters:
             item = line.idle.popleft()
@@ -225,7 +201,7 @@ class ConnectionCore(Core):
         seconds = book.timeout if timeout is MISSING else timeout
         return within(seconds, self._get_slowly, self._timeout_error)
 
-    def put(self, item: Any) -> None:
+    def put(self: Any, item: Any) -> None:
         """Give *item* back; the first in line gets it.
 
         It is `reset` first, and destroyed if that fails, if it is too old, or
@@ -263,17 +239,16 @@ def hold(book: Book, line: Line, entry: Entry, now: float) -> None:
     entry.state = IN_USE
     entry.uses += 1
     entry.since = now
-    entry.holder = ref(getcurrent())
+    entry.holder = _direct.weakly(getcurrent())
     entry.reported = False
-    sweeper = book.sweeper
-    if sweeper is not None and len(line.idle) < sweeper.fewest_idle:
-        sweeper.fewest_idle = len(line.idle)
+    if len(line.idle) < book.fewest_idle:
+        book.fewest_idle = len(line.idle)
 
 
-def take_back(pool: ConnectionCore, item: Any) -> Entry:
+def take_back(pool: Any, item: Any) -> Entry:
     """Accept *item* from its holder, or refuse it with nothing changed."""
     book = pool._book
-    if book.thread != current_thread():
+    if book.thread != _direct.current_thread():
         pool._belong_here()
     entry: Entry | None = book.items.get(id(item))
     if entry is None or entry.state is not IN_USE or entry.find() is not item:
@@ -285,7 +260,7 @@ def take_back(pool: ConnectionCore, item: Any) -> Entry:
     return entry
 
 
-def shelve(pool: ConnectionCore, entry: Entry, item: Any) -> None:
+def shelve(pool: Any, entry: Entry, item: Any) -> None:
     """Make *item*, which was taken back or made, idle, or let it go."""
     line = pool._line
     book = pool._book
@@ -296,7 +271,7 @@ def shelve(pool: ConnectionCore, entry: Entry, item: Any) -> None:
         or line.refusal is not None
         or line.budget is not None
         or line.shed is not None
-        or book.items.get(entry.key) is not entry  # inherited by a fork
+        or entry.state is not BETWEEN  # but gone, inherited by a fork
     ):
         pool._shelve(entry, item)
         return

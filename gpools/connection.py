@@ -43,7 +43,8 @@ from gpools import _fork
 from gpools._aside import aside, each_aside
 from gpools._book import Book, Limiter, enter, same
 from gpools._creator import Creator
-from gpools._fast import MISSING, ConnectionCore, Missing, Use, current_thread, hold, take_back
+from gpools._direct import current_thread
+from gpools._fast import MISSING, ConnectionCore, Missing, Use, hold, take_back
 from gpools._holders import Hold, item_name
 from gpools._line import NOTHING, SLOT
 from gpools._shed import CoDel
@@ -71,7 +72,7 @@ Self = TypeVar("Self", bound="ConnectionPool[Any]")
 log = logging.getLogger("gpools")
 
 
-class ConnectionPool(ConnectionCore, Pool[T]):
+class ConnectionPool(Pool[T], ConnectionCore):
     """A pool of items that must not be shared, leaked or used when dirty.
 
     Define `create` and, as needed, `check`, `reset`, `destroy` and `fit_after`
