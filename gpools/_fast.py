@@ -78,11 +78,9 @@ class Use(Item):
         if self._item is not MISSING:
             raise RuntimeError("an item() serves one with block; call pool.item() for each")
         self._item = None
-        if self._timeout is MISSING:
-            item = self._pool.get()
-        else:
-            item = self._pool.get(timeout=self._timeout)
-        entry: Entry = self._pool._book.items[id(item)]
+        pool: ConnectionCore = self._pool
+        item = pool.get() if self._timeout is MISSING else pool.get(timeout=self._timeout)
+        entry: Entry = pool._book.items[id(item)]
         self._entry = entry
         self._uses = entry.uses
         self._item = item
