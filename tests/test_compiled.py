@@ -72,7 +72,7 @@ def test_the_tests_of_the_core_pass_on_the_compiled_core(checkout):
 
 
 def test_a_storm_loses_nothing_of_a_compiled_pool(checkout):
-    tests = run("-m", "pytest", "-q", "tests/test_storm.py", "-k", names, cwd=checkout)
+    tests = run("-m", "pytest", "-q", "tests/test_storm.py", "-k", "not sinks", cwd=checkout)
     assert tests.returncode == 0, tests.stdout[-20_000:] + tests.stderr
 
 
