@@ -27,6 +27,5 @@ cdef class Line:
     cpdef look(self)
     cpdef _serve(self)
     cpdef _nobody_left(self)
-    cpdef _note(self)
     cpdef _pass_on(self)
     cpdef _shed_first(self)

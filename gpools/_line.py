@@ -155,7 +155,8 @@ class Line:
         if not self.waiters or arrived < next(iter(self.waiters.values())):
             if self.idle:
                 item = self.idle.popleft()
-                self._note()
+                if self.budget is not None:
+                    self.budget.note(self)
                 return item
             if self.room():
                 self.claim()
@@ -190,7 +191,8 @@ class Line:
         except BaseException:
             # Killed or timed out in line, owning nothing: only the place is given up.
             self.waiters.pop(me, None)
-            self._note()
+            if self.budget is not None:
+                self.budget.note(self)
             raise
 
     def keep_place(self, arrived: float) -> greenlet:
@@ -223,7 +225,8 @@ class Line:
 
     def wake(self) -> None:
         """Let the first in line in, if something is to be had.  Never switches."""
-        self._note()
+        if self.budget is not None:
+            self.budget.note(self)
         if self.waiters:
             if self.idle or self.room() or self.errors or self.refusal is not None:
                 self.look()
@@ -265,7 +268,7 @@ class Line:
         if self.refusal is not None:
             error = self.refusal()
         elif self.idle or self.room():
-            error = self._shed_first()
+            error = None if self.shed is None else self._shed_first()
         elif self.errors:
             error = self.errors.popleft()
         elif self.waiters[first] < self._too_late:
@@ -292,18 +295,13 @@ class Line:
         if self.shed is not None and self.idle and not self.waiters:
             self.shed.idle(monotonic())
 
-    def _note(self) -> None:
-        if self.budget is not None:
-            self.budget.note(self)
-
     def _pass_on(self) -> None:
         # What is not for this line may be for another under the same limit.
         if self.budget is not None:
             self.budget.seek()
 
     def _shed_first(self) -> BaseException | None:
-        if self.shed is None:
-            return None
+        assert self.shed is not None
         now = monotonic()
         waited = now - next(iter(self.waiters.values()))
         return shed_error(waited) if self.shed.hopeless(now, waited) else None
