@@ -618,12 +618,18 @@ MUTANTS = [
     line(
         "who dies in line is still counted as wanting a slot",
         "two keys share one, given up",
-        ("self.waiters.pop(me, None)\n            self._note()", "self.waiters.pop(me, None)"),
+        (
+            "self.waiters.pop(me, None)\n            if self.budget is not None:",
+            "self.waiters.pop(me, None)\n            if False:",
+        ),
     ),
     line(
         "a line that lost an item to one who came earlier wants no slot",
         "two keys share two, dead items",
-        ("item = self.idle.popleft()\n                self._note()", "item = self.idle.popleft()"),
+        (
+            "item = self.idle.popleft()\n                if self.budget is not None:",
+            "item = self.idle.popleft()\n                if False:",
+        ),
     ),
     line(
         "what is left idle by its own key makes way for no other",
@@ -633,7 +639,10 @@ MUTANTS = [
     line(
         "a line that wakes is not looked at",
         "two keys share one",
-        ("self._note()\n        if self.waiters:", "if self.waiters:"),
+        (
+            "self.budget.note(self)\n        if self.waiters:",
+            "pass\n        if self.waiters:",
+        ),
     ),
     line(
         "who took a slot still wants one",
