@@ -1,0 +1,118 @@
+"""Taking an item that is idle, and giving it back: nobody waits, nothing switches."""
+
+from contextlib import contextmanager
+from functools import partial
+
+from benchmarks.harness import Contender, timed
+from benchmarks.page import Section, goal, named, spread, table
+from benchmarks.peers import LIBRARIES, Maker, floor
+from benchmarks.plots import bars
+
+FLOOR = "floor"
+BLOCK = "with, {}"
+PAIR = "get and put, {}"
+HAVE_A_BLOCK = ["eventlet.pools", "psycopg_pool", "pymemcache ObjectPool", "DBUtils PooledDB"]
+
+
+@contextmanager
+def floor_with(option):
+    with floor() as (semaphore, items):
+
+        def loop(turns):
+            for _ in range(turns):
+                with semaphore:
+                    items.append(items.pop())
+
+        yield timed(loop, option)
+
+
+@contextmanager
+def block(library, option):
+    with library.open(Maker(), 10, 10) as peer:
+        item = peer.item
+
+        def loop(turns):
+            for _ in range(turns):
+                with item():
+                    pass
+
+        yield timed(loop, option)
+
+
+@contextmanager
+def pair(library, option):
+    with library.open(Maker(), 10, 10) as peer:
+        get, put = peer.get, peer.put
+
+        def loop(turns):
+            for _ in range(turns):
+                put(get())
+
+        yield timed(loop, option)
+
+
+def contenders():
+    found = {FLOOR: Contender(floor_with)}
+    for name, library in LIBRARIES.items():
+        about = {"process": library.process, "missing": library.missing()}
+        if library.ours or name in HAVE_A_BLOCK:
+            found[BLOCK.format(name)] = Contender(partial(block, library), **about)
+        found[PAIR.format(name)] = Contender(partial(pair, library), **about)
+    return found
+
+
+AGED = BLOCK.format("ConnectionPool with ages, check, timeout")
+
+
+def report(results):
+    rows, values = [], []
+    for name in LIBRARIES:
+        cells = [named(name)]
+        for use in (BLOCK.format(name), PAIR.format(name)):
+            if (ratio := results.ratios(use, FLOOR, "ns")) is None:
+                cells += ["-", "-"]
+            else:
+                cells += [f"{results.median(use, 'ns'):.0f}", spread(ratio)]
+        rows.append(cells)
+    for use in results.names:
+        ours = any(each.ours and use.endswith(f", {name}") for name, each in LIBRARIES.items())
+        values.append((use, results.ratios(use, FLOOR, "ns")[0], ours))
+    values.sort(key=lambda value: value[1])
+
+    def ratio(one, other):
+        return results.ratios(one, other, "ns")
+
+    slow = [
+        use for use in results.names if any(name in use for name in ("psycopg", "redis", "SQLA"))
+    ]
+    nearest = min((ratio(use, AGED) for use in slow), default=None)
+    plain, eventlet = BLOCK.format("Pool"), BLOCK.format("eventlet.pools")
+    goals = [
+        goal("`with pool.item()`, `Pool`: at most 1.3 times the floor", ratio(plain, FLOOR), 1.3),
+        goal("at least 4 times as fast as eventlet's", ratio(eventlet, plain), least=4),
+        goal(
+            "`ConnectionPool` with ages and check: at most 2.5 times the floor",
+            ratio(AGED, FLOOR),
+            2.5,
+        ),
+        goal(
+            "at least 5 times as fast as the nearest of psycopg_pool, redis-py's and SQLAlchemy's",
+            nearest,
+            least=5,
+        ),
+        goal(
+            "`get` and `put`, `Pool`: at most eventlet's",
+            ratio(PAIR.format("Pool"), PAIR.format("eventlet.pools")),
+            1.0,
+        ),
+    ]
+    heads = ("pool", "with, ns", "times the floor", "get and put, ns", "times the floor")
+    text = f"""\
+Nanoseconds of CPU for taking an idle item and giving it back.
+The floor, {results.median(FLOOR, "ns"):.0f} ns, is what any correct pool on gevent pays:
+`with` gevent's `BoundedSemaphore`, in which an item is taken from a deque and put back.
+Ten items are idle and nothing ever switches.
+
+{table(heads, rows)}"""
+    plot = bars("Taking an idle item and giving it back", "times the floor; less is better", values)
+    return Section("Uncontended", text, goals, {"uncontended": plot})
