@@ -5,23 +5,12 @@ from functools import partial
 
 from benchmarks.harness import Contender, timed
 from benchmarks.page import Section, goal, named, spread, table
-from benchmarks.peers import LIBRARIES, Maker, Peer, floor
+from benchmarks.peers import LIBRARIES, about, opened, semaphore
 from benchmarks.plots import bars
 
 FLOOR = "handed over, floor"
 USED = "used by 8, {}"
 HANDED = "handed over, {}"
-
-
-@contextmanager
-def semaphore(option):
-    """Open gevent's semaphore as a pool of one item."""
-    with floor() as (semaphore, _):
-        yield Peer(semaphore.acquire, lambda _: semaphore.release(), lambda: semaphore)
-
-
-def opened(library, option):
-    return library.open(Maker(), 1, 1)
 
 
 @contextmanager
@@ -86,10 +75,11 @@ def contenders():
     }
     for name, library in LIBRARIES.items():
         if library.waits:
-            about = {"process": library.process, "missing": library.missing()}
             open_peer = partial(opened, library)
-            found[HANDED.format(name)] = Contender(partial(handed_over, open_peer, 8), **about)
-            found[USED.format(name)] = Contender(partial(used, open_peer), **about)
+            found[HANDED.format(name)] = Contender(
+                partial(handed_over, open_peer, 8), **about(library)
+            )
+            found[USED.format(name)] = Contender(partial(used, open_peer), **about(library))
     return found
 
 

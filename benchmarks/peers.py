@@ -1,7 +1,6 @@
 """The pools that are compared, each around connections that cost nothing."""
 
 import os
-from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -112,7 +111,7 @@ def connections(make, size, ready):
         yield Peer(pool.get, pool.put, pool.item)
 
 
-@library("ConnectionPool with ages, check, timeout", ours=True)
+@library("ConnectionPool, ages and check", ours=True)
 def connections_with_ages(make, size, ready):
     from gpools import ConnectionPool
 
@@ -122,13 +121,18 @@ def connections_with_ages(make, size, ready):
         yield Peer(pool.get, pool.put, pool.item)
 
 
-@library("ConnectionPool with max_creating", ours=True)
-def connections_in_background(make, size, ready):
+@library("ConnectionPool, max_creating=2", ours=True)
+def connections_in_background(make, size, ready, max_creating=2):
     from gpools import ConnectionPool
 
-    with ConnectionPool(ready, size, create=make, max_creating=size) as pool:
+    with ConnectionPool(ready, size, create=make, max_creating=max_creating) as pool:
         pool.wait_ready()
         yield Peer(pool.get, pool.put, pool.item)
+
+
+@library("ConnectionPool, max_creating=max_size", ours=True)
+def connections_in_background_at_once(make, size, ready):
+    yield from connections_in_background(make, size, ready, size)
 
 
 @library("eventlet.pools", "eventlet", process="eventlet")
@@ -238,9 +242,20 @@ def kombu(make, size, ready):
     yield Peer(lambda: pool.acquire(block=True), pool.release)
 
 
+def about(library):
+    """Return what a `Contender` needs to know of a library."""
+    return {"process": library.process, "missing": library.missing()}
+
+
 @contextmanager
-def floor():
-    """What any correct pool on gevent pays: its semaphore, and a deque."""
+def semaphore(option):
+    """Open gevent's semaphore, the floor of them all, as a pool of one item."""
     from gevent.lock import BoundedSemaphore
 
-    yield BoundedSemaphore(1), deque([Dummy()])
+    one = BoundedSemaphore(1)
+    yield Peer(one.acquire, lambda _: one.release(), lambda: one)
+
+
+def opened(library, option):
+    """Open a pool of one item."""
+    return library.open(Maker(), 1, 1)

@@ -1,11 +1,12 @@
 """Taking an item that is idle, and giving it back: nobody waits, nothing switches."""
 
+from collections import deque
 from contextlib import contextmanager
 from functools import partial
 
 from benchmarks.harness import Contender, timed
 from benchmarks.page import Section, goal, named, spread, table
-from benchmarks.peers import LIBRARIES, Maker, floor
+from benchmarks.peers import LIBRARIES, Dummy, Maker, about
 from benchmarks.plots import bars
 
 FLOOR = "floor"
@@ -16,14 +17,16 @@ HAVE_A_BLOCK = ["eventlet.pools", "psycopg_pool", "pymemcache ObjectPool", "DBUt
 
 @contextmanager
 def floor_with(option):
-    with floor() as (semaphore, items):
+    from gevent.lock import BoundedSemaphore
 
-        def loop(turns):
-            for _ in range(turns):
-                with semaphore:
-                    items.append(items.pop())
+    semaphore, items = BoundedSemaphore(1), deque([Dummy()])
 
-        yield timed(loop, option)
+    def loop(turns):
+        for _ in range(turns):
+            with semaphore:
+                items.append(items.pop())
+
+    yield timed(loop, option)
 
 
 @contextmanager
@@ -54,14 +57,13 @@ def pair(library, option):
 def contenders():
     found = {FLOOR: Contender(floor_with)}
     for name, library in LIBRARIES.items():
-        about = {"process": library.process, "missing": library.missing()}
         if library.ours or name in HAVE_A_BLOCK:
-            found[BLOCK.format(name)] = Contender(partial(block, library), **about)
-        found[PAIR.format(name)] = Contender(partial(pair, library), **about)
+            found[BLOCK.format(name)] = Contender(partial(block, library), **about(library))
+        found[PAIR.format(name)] = Contender(partial(pair, library), **about(library))
     return found
 
 
-AGED = BLOCK.format("ConnectionPool with ages, check, timeout")
+AGED = BLOCK.format("ConnectionPool, ages and check")
 
 
 def report(results):
