@@ -74,7 +74,7 @@ def contenders():
         USED.format("floor"): Contender(partial(used, semaphore)),
     }
     for name, library in LIBRARIES.items():
-        if library.waits:
+        if library.waits and not library.variant:
             open_peer = partial(opened, library)
             found[HANDED.format(name)] = Contender(
                 partial(handed_over, open_peer, 8), **about(library)

@@ -132,7 +132,7 @@ def quartiles(values):
     return middle, low, high
 
 
-def run(theme, seconds, settings, count=None, said=None):
+def run(theme, seconds, settings, count=None):
     """Run the contenders of *theme*, a module, for about so many *seconds*, three rounds at least.
 
     With quick settings, two rounds.  *count*, if given, is called before and after

@@ -78,6 +78,7 @@ class Library(NamedTuple):
     ours: bool = False
     waits: bool = True  # where no connection is idle; others raise an error
     creates: bool = True  # before the connection is handed out
+    variant: bool = False  # of another, from which it differs only where connections are made
 
     def missing(self):
         """List what is not installed."""
@@ -121,7 +122,7 @@ def connections_with_ages(make, size, ready):
         yield Peer(pool.get, pool.put, pool.item)
 
 
-@library("ConnectionPool, max_creating=2", ours=True)
+@library("ConnectionPool, max_creating=2", ours=True, variant=True)
 def connections_in_background(make, size, ready, max_creating=2):
     from gpools import ConnectionPool
 
@@ -130,7 +131,7 @@ def connections_in_background(make, size, ready, max_creating=2):
         yield Peer(pool.get, pool.put, pool.item)
 
 
-@library("ConnectionPool, max_creating=max_size", ours=True)
+@library("ConnectionPool, max_creating=max_size", ours=True, variant=True)
 def connections_in_background_at_once(make, size, ready):
     yield from connections_in_background(make, size, ready, size)
 

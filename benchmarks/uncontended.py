@@ -57,6 +57,8 @@ def pair(library, option):
 def contenders():
     found = {FLOOR: Contender(floor_with)}
     for name, library in LIBRARIES.items():
+        if library.variant:
+            continue
         if library.ours or name in HAVE_A_BLOCK:
             found[BLOCK.format(name)] = Contender(partial(block, library), **about(library))
         found[PAIR.format(name)] = Contender(partial(pair, library), **about(library))
@@ -68,7 +70,9 @@ AGED = BLOCK.format("ConnectionPool, ages and check")
 
 def report(results):
     rows, values = [], []
-    for name in LIBRARIES:
+    for name, library in LIBRARIES.items():
+        if library.variant:
+            continue
         cells = [named(name)]
         for use in (BLOCK.format(name), PAIR.format(name)):
             if (ratio := results.ratios(use, FLOOR, "ns")) is None:

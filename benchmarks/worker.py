@@ -25,7 +25,11 @@ def patch(process):
             for greenlet in greenlets:
                 greenlet.wait()
 
-        return {"spawn": eventlet.spawn, "sleep": eventlet.sleep, "join": join}
+        def kill(greenlets):
+            for greenlet in greenlets:
+                greenlet.kill()
+
+        return {"spawn": eventlet.spawn, "sleep": eventlet.sleep, "join": join, "kill": kill}
 
     from gevent import monkey
 
@@ -35,7 +39,12 @@ def patch(process):
     def join(greenlets):
         gevent.joinall(greenlets, raise_error=True)
 
-    return {"spawn": gevent.spawn, "sleep": gevent.sleep, "join": join}
+    return {
+        "spawn": gevent.spawn,
+        "sleep": gevent.sleep,
+        "join": join,
+        "kill": gevent.killall,
+    }
 
 
 def main():
