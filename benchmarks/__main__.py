@@ -1,24 +1,42 @@
 """Measure gpools and its peers: python -m benchmarks [--smoke] [--write] [theme ...]"""
 
 import argparse
+import os
+import platform
+import subprocess
 import time
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
-from benchmarks.harness import run
-from benchmarks.page import goals_table
+from benchmarks.harness import ROOT, run
+from benchmarks.page import write
 
-# Seconds for each, of which a smoke run needs none.
+# Seconds for each.
 THEMES = {
     "uncontended": 50,
     "handover": 30,
-    "waiters": 45,
-    "fairness": 10,
+    "waiters": 40,
+    "fairness": 8,
     "creating": 20,
     "redis_get": 30,
-    "http_get": 40,
-    "sql": 30,
+    "http_get": 35,
+    "sql": 25,
+    "importing": 15,
+    "instructions": None,  # it takes what it takes
 }
+PACKAGES = (
+    *("gevent", "greenlet", "eventlet", "redis", "httplib2", "requests", "urllib3"),
+    *(
+        "geventhttpclient",
+        "psycopg",
+        "psycopg-pool",
+        "SQLAlchemy",
+        "pymemcache",
+        "DBUtils",
+        "kombu",
+    ),
+)
 
 
 @contextmanager
@@ -26,19 +44,65 @@ def no_server():
     yield {}, None
 
 
+def measure(name, smoke):
+    """Run one theme; return its section of the page, and what is said of the run itself."""
+    theme = import_module(f"benchmarks.{name}")
+    begun = time.monotonic()
+    if THEMES[name] is None:
+        section, said = theme.report(theme.measure(smoke)), "once"
+    else:
+        with getattr(theme, "server", no_server)() as (settings, count):
+            results = run(theme, THEMES[name], settings | {"quick": smoke}, count)
+        section, said = theme.report(results), f"{len(results.rounds)} rounds"
+        for who, modules in results.missing.items():
+            said += f"; without {who}: {', '.join(modules)} not installed"
+    return section, f"{said}, {time.monotonic() - begun:.0f} s"
+
+
+def about():
+    """Say when and on what this runs."""
+    processor = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        processor = models[0] if models else processor
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "gpools": f"{version('gpools')}, commit {commit.stdout.strip() or 'unknown'}",
+        "machine": f"{processor or platform.machine()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "others": ", ".join(found),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("themes", nargs="*", metavar="theme", help=", ".join(THEMES))
-    parser.add_argument("--smoke", action="store_true", help="a moment of each, for tests")
+    parser.add_argument("--smoke", action="store_true", help="one round of each, for tests")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md, of all")
     option = parser.parse_args()
+    if unknown := set(option.themes) - THEMES.keys():
+        parser.error(f"no such theme: {', '.join(sorted(unknown))}")
+    if option.write and (option.themes or option.smoke):
+        parser.error("the page is written from a whole run")
+    facts, before = about(), os.getloadavg()
+    sections = {}
     for name in option.themes or THEMES:
-        theme = import_module(f"benchmarks.{name}")
-        begun = time.monotonic()
-        with getattr(theme, "server", no_server)() as (settings, count):
-            results = run(theme, THEMES[name], settings | {"quick": option.smoke}, count)
-        section = theme.report(results)
-        print(f"## {section.title}\n\n{section.text}\n{goals_table(section.goals)}")
-        print(f"{len(results.rounds)} rounds in {time.monotonic() - begun:.0f} s", flush=True)
+        section, said = sections[name] = measure(name, option.smoke)
+        print(f"{section.show()}\n{name}: {said}\n", flush=True)
+    if option.write:
+        loads = [" ".join(f"{load:.1f}" for load in when) for when in (before, os.getloadavg())]
+        facts["load average"] = f"{loads[0]} before, {loads[1]} after"
+        write(facts, sections)
 
 
 main()

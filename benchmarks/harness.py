@@ -135,7 +135,7 @@ def quartiles(values):
 def run(theme, seconds, settings, count=None):
     """Run the contenders of *theme*, a module, for about so many *seconds*, three rounds at least.
 
-    With quick settings, two rounds.  *count*, if given, is called before and after
+    With quick settings, one round.  *count*, if given, is called before and after
     each round; by how much it grew is in the result as "counted".
     """
     name = theme.__name__.rpartition(".")[2]
@@ -144,7 +144,6 @@ def run(theme, seconds, settings, count=None):
     contenders = {who: each for who, each in everybody.items() if not each.missing}
     order, rounds = list(contenders), []
     dice = random.Random(1)
-    least, most = (2, 2) if settings["quick"] else (3, 1000)
     with workers(name, contenders, settings) as running:
 
         def turn(who):
@@ -152,16 +151,15 @@ def run(theme, seconds, settings, count=None):
             result = running[contenders[who].process].round(who)
             return result | ({"counted": count() - before} if count else {})
 
-        for who in order:  # sets up, and finds its number of turns
-            first = turn(who)
-            if count:
-                rounds.append((who, first["counted"]))
-        opened, rounds = dict(rounds), []
+        # The first sets everything up; only what it counted is kept, but for quick settings.
+        first = {who: turn(who) for who in order}
+        if settings["quick"]:
+            return Results([first], missing)
         end = time.monotonic() + seconds
-        while len(rounds) < least or (len(rounds) < most and time.monotonic() < end):
+        while len(rounds) < 3 or time.monotonic() < end:
             dice.shuffle(order)
             results = {who: turn(who) for who in order}
             rounds.append({who: results[who] for who in contenders})
-        for who, number in opened.items():
-            rounds[0][who]["counted"] += number
+        for who, result in first.items() if count else ():
+            rounds[0][who]["counted"] += result["counted"]
     return Results(rounds, missing)

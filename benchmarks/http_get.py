@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from benchmarks.crowd import Clients, crowd
-from benchmarks.page import Goal, Section, goal, table
+from benchmarks.page import Goal, Section, better, goal, table
 from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 200, 20, 3
@@ -133,4 +133,5 @@ The columns are those of Redis.
         "requests per second; more is better",
         client.bars(results),
     )
-    return Section("HTTP", text, goals, {"http": plot})
+    others = better("GET by HTTP", client.bars(results), "requests/s", more=True)
+    return Section("HTTP", text, goals, {"http": plot}, others)

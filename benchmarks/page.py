@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
+from benchmarks.harness import ROOT
 from benchmarks.peers import LIBRARIES
+
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 class Goal(NamedTuple):
@@ -16,6 +19,11 @@ class Section(NamedTuple):
     text: str
     goals: list[Goal]
     plots: dict[str, str]  # SVG by name
+    better: tuple[str, ...] = ()  # where others are
+
+    def show(self):
+        plots = "".join(f"\n![{self.title}](benchmarks/{name}.svg)\n" for name in self.plots)
+        return f"## {self.title}\n\n{self.text}{plots}\n{goals_table(self.goals)}"
 
 
 def table(heads, rows):
@@ -46,3 +54,41 @@ def goals_table(goals):
     words = {True: "**met**", False: "not met", None: "-"}
     rows = [(each.what, each.measured, words[each.met]) for each in goals]
     return table(("goal", "measured", ""), rows)
+
+
+def better(what, values, unit, more=False):
+    """Say which of *values*, (label, value, is it ours), are better than the best of ours."""
+    pick = max if more else min
+    best = pick((value, label) for label, value, ours in values if ours)
+    ahead = [
+        f"{label} ({value:.3g})"
+        for label, value, ours in values
+        if not ours and pick(value, best[0]) != best[0]
+    ]
+    if not ahead:
+        return ()
+    return (f"{what}, {unit}: {', '.join(ahead)}; ours at best {best[0]:.3g} ({best[1]})",)
+
+
+def write(facts, sections):
+    """Write the page and its plots; *sections* maps themes to (section, words on its run)."""
+    plots = PAGE.with_suffix("")
+    plots.mkdir(exist_ok=True)
+    for section, _ in sections.values():
+        for name, picture in section.plots.items():
+            (plots / f"{name}.svg").write_text(picture)
+    every = [each for section, _ in sections.values() for each in section.goals]
+    met = sum(each.met is True for each in every)
+    template = (ROOT / "benchmarks" / "page.md").read_text()
+    ahead = [line for section, _ in sections.values() for line in section.better]
+    PAGE.write_text(
+        template.format(
+            facts="".join(f"- {name}: {words}\n" for name, words in facts.items()),
+            met=met,
+            of=len(every),
+            goals=goals_table(every),
+            sections="\n".join(section.show() for section, _ in sections.values()),
+            better="".join(f"- {line}\n" for line in ahead),
+            runs="".join(f"- {name}: {words}\n" for name, (_, words) in sections.items()),
+        )
+    )

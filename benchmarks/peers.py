@@ -244,7 +244,9 @@ def kombu(make, size, ready):
 
 
 def about(library):
-    """Return what a `Contender` needs to know of a library."""
+    """Return what a `Contender` needs to know of a library; None is gevent's own."""
+    if library is None:
+        return {}
     return {"process": library.process, "missing": library.missing()}
 
 

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from benchmarks.crowd import Clients, crowd
-from benchmarks.page import Section, goal, table
+from benchmarks.page import Section, better, goal, table
 from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 200, 20, 20
@@ -84,4 +84,5 @@ Connections: opened in all rounds, counted by the server.
         "commands per second; more is better",
         client.bars(results),
     )
-    return Section("Redis", text, goals, {"redis": plot})
+    others = better("GET from Redis", client.bars(results), "commands/s", more=True)
+    return Section("Redis", text, goals, {"redis": plot}, others)

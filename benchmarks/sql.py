@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from benchmarks.crowd import Clients, crowd
-from benchmarks.page import Section, goal, table
+from benchmarks.page import Section, better, goal, table
 from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 100, 10, 10
@@ -105,4 +105,5 @@ The columns are those of Redis.
         "queries per second; more is better",
         client.bars(results),
     )
-    return Section("PostgreSQL", text, goals, {"sql": plot})
+    others = better("SELECT 1", client.bars(results), "queries/s", more=True)
+    return Section("PostgreSQL", text, goals, {"sql": plot}, others)

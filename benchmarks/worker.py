@@ -36,6 +36,8 @@ def patch(process):
     monkey.patch_all()
     import gevent
 
+    gevent.get_hub()  # any program of gevent's has one, and some fast paths ask for it
+
     def join(greenlets):
         gevent.joinall(greenlets, raise_error=True)
 
