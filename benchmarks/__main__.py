@@ -14,15 +14,15 @@ from benchmarks.page import write
 
 # Seconds for each.
 THEMES = {
-    "uncontended": 50,
-    "handover": 30,
-    "waiters": 40,
-    "fairness": 8,
+    "uncontended": 40,
+    "handover": 25,
+    "waiters": 30,
+    "fairness": 6,
     "creating": 20,
-    "redis_get": 30,
-    "http_get": 35,
+    "redis_get": 25,
+    "http_get": 30,
     "sql": 25,
-    "importing": 15,
+    "importing": 12,
     "instructions": None,  # it takes what it takes
 }
 PACKAGES = (

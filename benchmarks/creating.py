@@ -12,6 +12,7 @@ from benchmarks.plots import bars
 SPIKE, AT_ONCE = "spike, {}", "at once, {}"
 CALLERS, READY, CONNECT, USE = 50, 5, 0.150, 0.002
 MADE, MAKING = 10, 0.100
+WARM = False  # each round sets up anew
 
 
 @contextmanager

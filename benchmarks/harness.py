@@ -151,10 +151,12 @@ def run(theme, seconds, settings, count=None):
             result = running[contenders[who].process].round(who)
             return result | ({"counted": count() - before} if count else {})
 
-        # The first sets everything up; only what it counted is kept, but for quick settings.
+        # The first sets everything up; only what it counted is kept.
         first = {who: turn(who) for who in order}
         if settings["quick"]:
             return Results([first], missing)
+        if not getattr(theme, "WARM", True):
+            rounds.append(first)
         end = time.monotonic() + seconds
         while len(rounds) < 3 or time.monotonic() < end:
             dice.shuffle(order)

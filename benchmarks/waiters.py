@@ -1,9 +1,10 @@
 """Very many greenlets in line: what each costs, to serve, to kill and to keep."""
 
+import gc
 import time
 import tracemalloc
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, partial, wraps
 from itertools import count
 from statistics import median
 
@@ -18,10 +19,25 @@ WHO = ["Pool", "ConnectionPool", "eventlet.pools", "gevent.queue recipe", "psyco
 FLOOR = "gevent's semaphore"
 BARE = "a greenlet that waits for nothing"
 KILLED = 50
+WARM = False  # each round sets up anew
 
 
 def length_of(length, option):
     return min(length, 500) if option.quick else length
+
+
+def without_collector(run):
+    """Keep the garbage collector from looking at so many greenlets again and again."""
+
+    @wraps(run)
+    def quiet():
+        gc.disable()
+        try:
+            return run()
+        finally:
+            gc.enable()
+
+    return quiet
 
 
 @contextmanager
@@ -30,6 +46,7 @@ def in_line(open_peer, length, option):
     length = length_of(length, option)
     seconds, most = (0.01, 500) if option.quick else (0.15, 20_000)
 
+    @without_collector
     def run():
         with open_peer(option) as (get, put, _):
             sleep, taken = option.sleep, []
@@ -66,9 +83,10 @@ def in_line(open_peer, length, option):
 @contextmanager
 def kept(open_peer, option):
     """Count the memory of a crowd in line."""
-    length = length_of(10_000, option)
+    length = length_of(5_000, option)
 
     @cache  # it is the same each time
+    @without_collector
     def run():
         with open_peer(option) as (get, put, _):
             held = get()
@@ -154,7 +172,7 @@ def report(results):
     heads += ("longest / 10", "kill of 100, us", "kill of longest, us", "bytes beyond the greenlet")
     text = f"""\
 Microseconds of CPU for each hand-over while so many wait, and for each kill of one of them.
-Bytes are counted by `tracemalloc` with 10,000 in line, less the
+Bytes are counted by `tracemalloc` with 5,000 in line, less the
 {bare_size(results):.0f} of a gevent greenlet that waits for nothing.
 
 {table(heads, rows)}"""
