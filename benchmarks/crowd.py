@@ -4,7 +4,7 @@ import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from benchmarks.harness import Contender, quartiles
+from benchmarks.harness import Contender
 from benchmarks.page import spread
 
 
@@ -75,16 +75,14 @@ class Clients:
         """Write a row for each, the fastest first; *base* is who the rates are compared with."""
         rows = []
         for name in sorted(results.names, key=lambda name: -results.median(name, "rate")):
-            rates = results.ratios(name, base, "rate")
-            middles = [f"{results.median(name, key):.0f}" for key in ("rate", "cpu", "p50", "p99")]
-            rows.append((self.named(name), middles[0], spread(rates), *middles[1:],
-                         *(sum(results.all(name, key)) for key in more)))  # fmt: skip
+            rate, cpu, p50, p99 = (
+                f"{results.median(name, key):.0f}" for key in ("rate", "cpu", "p50", "p99")
+            )
+            rates, cpus = (spread(results.ratios(name, base, key)) for key in ("rate", "cpu"))
+            counts = [sum(results.all(name, key)) for key in more]
+            rows.append((self.named(name), rate, rates, cpu, cpus, p50, p99, *counts))
         return rows
 
     def bars(self, results):
         values = [(name, results.median(name, "rate"), name in self.ours) for name in results.names]
         return sorted(values, key=lambda value: -value[1])
-
-
-def p99s(results, name):
-    return spread(quartiles(results.all(name, "p99")), 0)

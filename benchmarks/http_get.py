@@ -121,7 +121,16 @@ def report(results):
         ),
         Goal(f"`HttpPool`: {CONNECTIONS} connections opened", str(opened), opened == CONNECTIONS),
     ]
-    heads = ("client", "requests/s", "times requests", "CPU us", "p50 ms", "p99 ms", "connections")
+    heads = (
+        "client",
+        "requests/s",
+        "times requests",
+        "CPU us",
+        "times requests",
+        "p50 ms",
+        "p99 ms",
+        "connections",
+    )
     text = f"""\
 Each of {GREENLETS} greenlets sends {TIMES} GETs in a row, through {CONNECTIONS} connections to an
 HTTP server on the same machine, which is a small one written in Python.

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from benchmarks.harness import ROOT
 from benchmarks.peers import LIBRARIES
 
+MET = {True: "**met**", False: "not met", None: "-"}
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 
@@ -22,8 +23,9 @@ class Section(NamedTuple):
     better: tuple[str, ...] = ()  # where others are
 
     def show(self):
-        plots = "".join(f"\n![{self.title}](benchmarks/{name}.svg)\n" for name in self.plots)
-        return f"## {self.title}\n\n{self.text}{plots}\n{goals_table(self.goals)}"
+        plots = [f"![{self.title}](benchmarks/{name}.svg)" for name in self.plots]
+        parts = [f"## {self.title}", self.text.strip(), *plots, goals_table(self.goals)]
+        return "\n\n".join(parts)
 
 
 def table(heads, rows):
@@ -51,9 +53,18 @@ def goal(what, ratio, most=None, least=None):
 
 
 def goals_table(goals):
-    words = {True: "**met**", False: "not met", None: "-"}
-    rows = [(each.what, each.measured, words[each.met]) for each in goals]
+    rows = [(each.what, each.measured, MET[each.met]) for each in goals]
     return table(("goal", "measured", ""), rows)
+
+
+def all_goals(sections):
+    rows = [
+        (f"[{section.title}](#{section.title.lower().replace(' ', '-')})", each.what, each.measured,
+         MET[each.met])
+        for section in sections
+        for each in section.goals
+    ]  # fmt: skip
+    return table(("", "goal", "measured", ""), rows)
 
 
 def better(what, values, unit, more=False):
@@ -86,7 +97,7 @@ def write(facts, sections):
             facts="".join(f"- {name}: {words}\n" for name, words in facts.items()),
             met=met,
             of=len(every),
-            goals=goals_table(every),
+            goals=all_goals(section for section, _ in sections.values()),
             sections="\n".join(section.show() for section, _ in sections.values()),
             better="".join(f"- {line}\n" for line in ahead),
             runs="".join(f"- {name}: {words}\n" for name, (_, words) in sections.items()),

@@ -1,9 +1,9 @@
 """Two kinds of plots, as SVG that can be read on its own."""
 
 from html import escape
-from math import log10
+from math import ceil, floor, log10
 
-WIDTH, LEFT, ROW = 760, 300, 22
+WIDTH, LEFT, ROW = 780, 330, 22
 OURS, PEER, INK = "#1f6f8b", "#b8bfc6", "#222"
 
 
@@ -58,31 +58,31 @@ def bars(title, axis, values, limit=None):
 
 
 def lines(title, x_axis, y_axis, series):
-    """Draw a line for each {label: ([(x, y), ...], is it ours)}; x is logarithmic."""
+    """Draw a line for each {label: ([(x, y), ...], is it ours)}; both axes are logarithmic."""
     points = [point for line, _ in series.values() for point in line]
-    most = max(y for _, y in points)
-    first, last = (log10(end(x for x, _ in points)) for end in (min, max))
+    xs, ys = ([log10(value) for value in values] for values in zip(*points, strict=True))
+    low, high = floor(min(ys)), ceil(max(ys))
     left, right, top, bottom = 70, 480, 60, 330
 
     def place(x, y):
-        across = (log10(x) - first) / (last - first)
-        return left + across * (right - left), bottom - y / most * (bottom - top)
+        across = (log10(x) - min(xs)) / (max(xs) - min(xs))
+        up = (log10(y) - low) / (high - low)
+        return left + across * (right - left), bottom - up * (bottom - top)
 
     parts = [_text(12, 46, y_axis)]
-    for step in _steps(most):
-        y = place(10**first, step)[1]
-        parts += [_line(left, y, right, y), _text(left - 8, y + 4, f"{step:g}", "end")]
+    for power in range(low, high + 1):
+        y = place(points[0][0], 10.0**power)[1]
+        parts += [_line(left, y, right, y), _text(left - 8, y + 4, f"{10.0**power:g}", "end")]
     for x in sorted({x for x, _ in points}):
-        parts.append(_text(place(x, 0)[0], bottom + 18, f"{x:,}", "middle"))
-    ends = sorted(series.items(), key=lambda item: -item[1][0][-1][1])
+        short = f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"
+        parts.append(_text(place(x, 1)[0], bottom + 18, short, "middle"))
     y_of_label = 0.0
-    for label, (line, ours) in ends:
+    for label, (line, ours) in sorted(series.items(), key=lambda item: -item[1][0][-1][1]):
         places = [place(*point) for point in line]
-        colour = OURS if ours else "#8a929a"
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        width = 3 if ours else 1.5
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" '
-                     f'stroke-width="{width}"/>')  # fmt: skip
+        colour, width = (OURS, 3) if ours else ("#8a929a", 1.5)
+        style = f'fill="none" stroke="{colour}" stroke-width="{width}"'
+        parts.append(f'<polyline points="{path}" {style}/>')
         y_of_label = max(places[-1][1] + 4, y_of_label + 15)
         parts.append(_text(right + 10, y_of_label, label, fill=colour))
     parts.append(_text((left + right) / 2, bottom + 40, x_axis, "middle"))

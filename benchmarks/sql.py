@@ -92,7 +92,15 @@ def report(results):
             least=1.2,
         ),
     ]
-    heads = ("pool", "queries/s", "times psycopg_pool", "CPU us", "p50 ms", "p99 ms")
+    heads = (
+        "pool",
+        "queries/s",
+        "times psycopg_pool",
+        "CPU us",
+        "times psycopg_pool",
+        "p50 ms",
+        "p99 ms",
+    )
     text = f"""\
 Each of {GREENLETS} greenlets sends {TIMES} times `SELECT 1`, through {CONNECTIONS} connections to
 a PostgreSQL on the same machine.

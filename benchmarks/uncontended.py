@@ -109,7 +109,7 @@ def report(results):
     plain, eventlet = BLOCK.format("Pool"), BLOCK.format("eventlet.pools")
     goals = [
         goal("`with pool.item()`, `Pool`: at most 1.3 times the floor", ratio(plain, FLOOR), 1.3),
-        goal("at least 4 times as fast as eventlet's", ratio(eventlet, plain), least=4),
+        goal("the same: at least 4 times as fast as eventlet's", ratio(eventlet, plain), least=4),
         goal(
             "`ConnectionPool` with ages and check: at most 2.5 times the floor",
             ratio(AGED, FLOOR),
