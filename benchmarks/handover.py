@@ -5,7 +5,7 @@ from functools import partial
 
 from benchmarks.harness import Contender, quartiles, timed
 from benchmarks.page import Section, better, goal, named, spread, table
-from benchmarks.peers import LIBRARIES, about, opened, semaphore
+from benchmarks.peers import LEAST, LIBRARIES, about, bare_line, opened, semaphore
 from benchmarks.plots import bars
 
 FLOOR = "handed over, floor"
@@ -86,6 +86,8 @@ def contenders():
         ALONE: Contender(loop_alone),
         FLOOR: Contender(partial(handed_over, semaphore, 8)),
         USED.format("floor"): Contender(partial(used, semaphore)),
+        HANDED.format(LEAST): Contender(partial(handed_over, bare_line, 8)),
+        USED.format(LEAST): Contender(partial(used, bare_line)),
     }
     for name, library in LIBRARIES.items():
         if library.waits and not library.variant:
@@ -99,7 +101,7 @@ def contenders():
 
 def report(results):
     rows = []
-    for name in ["floor", *LIBRARIES]:
+    for name in ["floor", LEAST, *LIBRARIES]:
         cells = [named(name)]
         for use in (HANDED, USED):
             ratio = results.ratios(use.format(name), use.format("floor"), "ns")
@@ -124,6 +126,7 @@ def report(results):
     text = f"""\
 Microseconds of CPU for each time that one item changes hands.
 The floor is gevent's `BoundedSemaphore`, written in C.
+The least in Python is a deque of greenlets: no limit, no timeout, no kill.
 
 - *handed over*: one greenlet puts the item, and the first of eight in line gets it and waits again.
 - *in use by 8*: each of eight greenlets takes it, lets the others run, gives it back, and lets

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +64,8 @@ class Worker:
         )
 
     def round(self, name):
-        print(json.dumps(name), file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it ended: then it does not answer either
+            print(json.dumps(name), file=self.process.stdin, flush=True)
         if not select.select([self.process.stdout], [], [], HANG)[0]:
             raise RuntimeError(f"{name} hung for {HANG:.0f} s")
         answer = json.loads(self.process.stdout.readline() or '{"error": "its process ended"}')
@@ -73,7 +74,8 @@ class Worker:
         return answer["result"]
 
     def close(self):
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 from benchmarks.harness import ROOT
 from benchmarks.page import Goal, Section, named, table
-from benchmarks.peers import LIBRARIES
+from benchmarks.peers import LEAST, LIBRARIES
 from benchmarks.uncontended import AGED, BLOCK, FLOOR, PAIR, loops
 from benchmarks.worker import patch
 
@@ -73,7 +73,7 @@ def report(counts):
         text = "Not counted: valgrind is not installed.\n"
         return Section("Instructions", text, [Goal("instructions", "not measured", None)], {})
     rows = []
-    for name in ["floor", *LIBRARIES]:
+    for name in ["floor", LEAST, *LIBRARIES]:
         uses = [FLOOR, None] if name == "floor" else [BLOCK.format(name), PAIR.format(name)]
         if counts.keys() & set(uses):
             cells = []

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from benchmarks.harness import ROOT
-from benchmarks.peers import LIBRARIES
+from benchmarks.peers import LEAST, LIBRARIES
+from benchmarks.plots import short
 
 MET = {True: "**met**", False: "not met", None: "-"}
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -72,13 +73,13 @@ def better(what, values, unit, more=False):
     pick = max if more else min
     best = pick((value, label) for label, value, ours in values if ours)
     ahead = [
-        f"{label} ({value:.3g})"
+        f"{label} ({short(value)})"
         for label, value, ours in values
-        if not ours and pick(value, best[0]) != best[0]
+        if not ours and pick(value, best[0]) != best[0] and not label.endswith(("floor", LEAST))
     ]
     if not ahead:
         return ()
-    return (f"{what}, {unit}: {', '.join(ahead)}; ours at best {best[0]:.3g} ({best[1]})",)
+    return (f"{what}, {unit}: {', '.join(ahead)}; ours at best {short(best[0])} ({best[1]})",)
 
 
 def write(facts, sections):

@@ -1,6 +1,7 @@
 """The pools that are compared, each around connections that cost nothing."""
 
 import os
+from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -86,6 +87,7 @@ class Library(NamedTuple):
 
 
 LIBRARIES = {}
+LEAST = "the least in Python"
 
 
 def library(name, *needs, **settings):
@@ -257,6 +259,44 @@ def semaphore(option):
 
     one = BoundedSemaphore(1)
     yield Peer(one.acquire, lambda _: one.release(), lambda: one)
+
+
+class Least:
+    """The least that a `with` block written in Python can do: take an item, and put it back."""
+
+    __slots__ = ("item", "items")
+
+    def __init__(self, items):
+        self.items = items
+
+    def __enter__(self):
+        self.item = self.items.popleft()
+        return self.item
+
+    def __exit__(self, *error):
+        self.items.append(self.item)
+
+
+@contextmanager
+def bare_line(option):
+    """Open the least that a line written in Python can be; it knows no kill and no timeout."""
+    from gevent import get_hub, getcurrent
+
+    hub, waiters, idle = get_hub(), deque(), [Dummy()]
+
+    def get():
+        if idle:
+            return idle.pop()
+        waiters.append(getcurrent())
+        return hub.switch()
+
+    def put(item):
+        if waiters:
+            hub.loop.run_callback(waiters.popleft().switch, item)
+        else:
+            idle.append(item)
+
+    yield Peer(get, put)
 
 
 def opened(library, option):

@@ -7,6 +7,11 @@ WIDTH, LEFT, ROW = 780, 330, 22
 OURS, PEER, INK = "#1f6f8b", "#b8bfc6", "#222"
 
 
+def short(value):
+    """Write a number with three digits that count, large ones in full."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _text(x, y, words, anchor="start", **more):
     style = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in more.items())
     return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
@@ -48,7 +53,7 @@ def bars(title, axis, values, limit=None):
             _text(LEFT - 8, y + 13, label, "end"),
             f'<rect x="{LEFT}" y="{y}" width="{value * scale:.1f}" height="{ROW - 5}" '
             f'fill="{OURS if ours else PEER}"/>',
-            _text(LEFT + value * scale + 5, y + 13, f"{value:.3g}"),
+            _text(LEFT + value * scale + 5, y + 13, short(value)),
         ]
     if limit:
         x = LEFT + limit[1] * scale

@@ -10,7 +10,7 @@ from statistics import median
 
 from benchmarks.harness import Contender
 from benchmarks.page import Goal, Section, goal, named, spread, table
-from benchmarks.peers import LIBRARIES, Peer, about, opened, semaphore
+from benchmarks.peers import LEAST, LIBRARIES, Peer, about, bare_line, opened, semaphore
 from benchmarks.plots import lines
 
 LENGTHS = (10, 100, 10_000, 25_000)
@@ -114,7 +114,7 @@ def nothing(option):
 
 def contenders():
     found = {f"{KEPT}, {BARE}": Contender(partial(kept, nothing))}
-    peers = {FLOOR: (semaphore, {})}
+    peers = {FLOOR: (semaphore, {}), LEAST: (bare_line, {})}
     for name in WHO:
         library = LIBRARIES[name]
         peers[name] = partial(opened, library), about(library)
@@ -129,7 +129,7 @@ def contenders():
 
 def report(results):
     rows, curves = [], {}
-    for name in [FLOOR, *WHO]:
+    for name in [FLOOR, LEAST, *WHO]:
         uses = [use for length in LENGTHS if (use := f"{length}, {name}") in results.names]
         if not uses:
             continue
