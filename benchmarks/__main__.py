@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 
 from benchmarks.harness import ROOT, run
 from benchmarks.page import write
@@ -54,8 +55,8 @@ def measure(name, smoke):
         with getattr(theme, "server", no_server)() as (settings, count):
             results = run(theme, THEMES[name], settings | {"quick": smoke}, count)
         section, said = theme.report(results), f"{len(results.rounds)} rounds"
-        for who, modules in results.missing.items():
-            said += f"; without {who}: {', '.join(modules)} not installed"
+        if missing := sorted(set(chain(*results.missing.values()))):
+            said += f", without {', '.join(missing)}: not installed"
     return section, f"{said}, {time.monotonic() - begun:.0f} s"
 
 
