@@ -4,14 +4,16 @@ import argparse
 import os
 import platform
 import subprocess
+import sys
 import time
+import traceback
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 
 from benchmarks.harness import ROOT, run
-from benchmarks.page import write
+from benchmarks.page import Section, write
 
 # Seconds for each.
 THEMES = {
@@ -85,25 +87,34 @@ def about():
     }
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("themes", nargs="*", metavar="theme", help=", ".join(THEMES))
     parser.add_argument("--smoke", action="store_true", help="one round of each, for tests")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md, of all")
-    option = parser.parse_args()
+    option = parser.parse_args(arguments)
     if unknown := set(option.themes) - THEMES.keys():
         parser.error(f"no such theme: {', '.join(sorted(unknown))}")
     if option.write and (option.themes or option.smoke):
         parser.error("the page is written from a whole run")
     facts, before = about(), os.getloadavg()
-    sections = {}
+    sections, failed = {}, []
     for name in option.themes or THEMES:
-        section, said = sections[name] = measure(name, option.smoke)
+        try:
+            section, said = measure(name, option.smoke)
+        except Exception as error:  # the others are worth having
+            traceback.print_exc()
+            failed.append(name)
+            section = Section(name, f"This part broke off: {str(error).splitlines()[0]}", [], {})
+            said = "broke off"
+        sections[name] = section, said
         print(f"{section.show()}\n{name}: {said}\n", flush=True)
     if option.write:
         loads = [" ".join(f"{load:.1f}" for load in when) for when in (before, os.getloadavg())]
         facts["load average"] = f"{loads[0]} before, {loads[1]} after"
         write(facts, sections)
+    return 1 if failed else 0
 
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,8 +25,8 @@ class Section(NamedTuple):
 
     def show(self):
         plots = [f"![{self.title}](benchmarks/{name}.svg)" for name in self.plots]
-        parts = [f"## {self.title}", self.text.strip(), *plots, goals_table(self.goals)]
-        return "\n\n".join(parts)
+        goals = [goals_table(self.goals)] if self.goals else []
+        return "\n\n".join([f"## {self.title}", self.text.strip(), *plots, *goals]) + "\n"
 
 
 def table(heads, rows):
@@ -55,7 +55,7 @@ def goal(what, ratio, most=None, least=None):
 
 def goals_table(goals):
     rows = [(each.what, each.measured, MET[each.met]) for each in goals]
-    return table(("goal", "measured", ""), rows)
+    return table(("goal", "measured", ""), rows).strip()
 
 
 def all_goals(sections):

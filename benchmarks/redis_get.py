@@ -16,6 +16,8 @@ client = Clients()
 def server():
     from tests.servers import RedisServer
 
+    if reason := RedisServer.missing():
+        raise RuntimeError(reason)
     with RedisServer() as running:
         running.call("SET", "key", "value")
         yield {"port": running.port}, lambda: running.stats()["accepted"]

@@ -16,6 +16,8 @@ client = Clients()
 def server():
     from tests.databases import PostgresServer
 
+    if reason := PostgresServer.missing():
+        raise RuntimeError(reason)
     with PostgresServer() as running:
         yield {"url": running.url}, None
 
@@ -105,6 +107,8 @@ def report(results):
 Each of {GREENLETS} greenlets sends {TIMES} times `SELECT 1`, through {CONNECTIONS} connections to
 a PostgreSQL on the same machine.
 All use psycopg, in autocommit.
+`PostgresPool` looks at the socket before each use; the others do so only where they are asked
+to, with a query.
 The columns are those of Redis.
 
 {table(heads, client.rows(results, BASE))}"""

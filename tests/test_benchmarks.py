@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import harness, instructions, page
+from benchmarks.__main__ import main, measure
 from benchmarks.harness import Contender, Results, quartiles, run
 from benchmarks.page import Section, better, goal, goals_table
 from benchmarks.peers import LIBRARIES
@@ -227,6 +228,27 @@ def test_page_is_written_in_whole(tmp_path, monkeypatch):
         assert line in text
     assert "![Speed](benchmarks/speed.svg)" in text
     assert (tmp_path / "benchmarks" / "speed.svg").read_text() == "<svg/>"
+
+
+def test_a_part_that_breaks_off_is_told_and_the_others_go_on(monkeypatch, capsys):
+    def measure(name, smoke):
+        if name == "fairness":
+            raise RuntimeError("no greenlets\nand more")
+        return Section("Others", "Text.", [], {}), "2 rounds"
+
+    monkeypatch.setattr("benchmarks.__main__.measure", measure)
+
+    assert main(["--smoke", "fairness", "sql"]) == 1
+    said = capsys.readouterr().out
+    assert "This part broke off: no greenlets\n\nfairness: broke off\n" in said
+    assert "sql: 2 rounds" in said
+
+
+def test_a_server_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(RedisServer, "binary", classmethod(lambda cls: None))
+
+    with pytest.raises(RuntimeError, match="no redis-server on the PATH"):
+        measure("redis_get", smoke=True)
 
 
 def test_the_page_is_not_written_from_a_part():
