@@ -1,9 +1,9 @@
-# make demo | make scorecard | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
+# make demo | make scorecard | make bench | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo scorecard test coverage lint clean
+.PHONY: demo scorecard bench test coverage lint clean
 # Two pips in one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -13,6 +13,10 @@ demo: $(VENV)/demo.stamp
 # Other pools and ours through the same chaos; three minutes, writes docs/scorecard.md.
 scorecard: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m demo.scorecard
+
+# gpools and its peers at the same work; six minutes, writes docs/benchmarks.md.
+bench: $(VENV)/bench.stamp
+	@$(VENV)/bin/python -m benchmarks --write
 
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
