@@ -22,6 +22,7 @@ from googleapiclient.discovery import build_from_document
 from googleapiclient.errors import HttpError
 
 from gpools import HttpPool, NotInUse, PoolClosed, PoolTimeout
+from gpools.adapters._probe import unread_answer
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REQUEST, close, hang
 from tests.switching import high_fds, switches  # noqa: F401
@@ -454,6 +455,40 @@ def test_errors_of_connecting_come_out_as_they_are(http_server, http_pool, proxy
 
 
 # What one user leaves, the next does not find
+
+
+@pytest.mark.parametrize("how", ["put", "discard"])
+def test_an_answer_that_another_greenlet_still_reads_ends_with_its_client(
+    http_server, http_pool, how
+):
+    """Its buffered file lets nobody close it meanwhile, nor was any other connection closed."""
+    pool = http_pool()
+    for _ in range(3):
+        http = pool.get()
+        reader = spawn(ask, http, http_server, size=1000, drip=0.05)
+        until(lambda http=http: any(map(unread_answer, http.connections.values())))
+        getattr(pool, how)(http)
+        with pytest.raises(OSError, match="another greenlet"):
+            reader.get(timeout=5)
+        until(lambda: http_server.stats()["open"] == 0)
+    whole(pool, http_server)
+
+
+def test_a_connection_that_another_greenlet_still_connects_is_not_the_next_users(
+    http_server, http_pool, proxy_to
+):
+    proxy = proxy_to(http_server)
+    pool = http_pool()
+    proxy.never_accept()
+    with pool.item() as http:
+        left_behind = spawn(ask, http, proxy, tag="theirs")
+        until(lambda: any(connection.sock for connection in http.connections.values()))
+    user = spawn(ask, pool, proxy, tag="mine")
+    settle()
+    proxy.listen()
+    assert user.get(timeout=10)[1]["tag"] == "mine"
+    with pytest.raises(OSError, match="another greenlet"):
+        left_behind.get(timeout=10)
 
 
 def test_credentials_do_not_reach_the_next_user(http_server, http_pool):
