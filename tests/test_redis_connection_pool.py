@@ -749,6 +749,36 @@ def test_interrupted_while_it_watches_waits_for_no_frozen_server(redis_server, f
     whole(client, redis_server)
 
 
+@pytest.mark.parametrize("ending", [GreenletExit, Timeout, "socket_timeout"])
+def test_interrupted_in_the_unwatch_of_a_pipeline_that_ends(redis_server, fair, ending):
+    """redis-py gives the connection back after a ConnectionError only."""
+    options = {"socket_timeout": 0.05} if ending == "socket_timeout" else {}
+    client = fair(redis_server, **options)
+    caught, frozen = [], gevent.event.Event()
+
+    def watch():
+        try:
+            with client.pipeline() as pipe:
+                pipe.watch("key")
+                redis_server.freeze()
+                frozen.set()
+        except BaseException as error:  # it has the pipeline, which has the connection
+            caught.append(error)
+
+    user = spawn(watch)
+    try:
+        assert frozen.wait(5)
+        if ending != "socket_timeout":
+            user.kill(ending)
+        user.join(timeout=5)
+    finally:
+        redis_server.thaw()
+    assert [type(error) for error in caught] == [ending] * (ending != "socket_timeout")
+    client.connection_pool.timeout = 5
+    assert client.echo("mine") == "mine"
+    whole(client, redis_server)
+
+
 def test_a_command_packed_by_hand_is_owed_an_answer(redis_server, fair):
     client = fair(redis_server)
     connection = client.connection_pool.get_connection()

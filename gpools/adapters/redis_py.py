@@ -313,6 +313,7 @@ class Connections(ConnectionPool[Any]):
             raise PoolError("the FairConnectionPool of these connections is gone")
         begun = monotonic()
         connection = owner.make_connection()
+        connection.home = ref(self)
         connection.connect()
         if _RECORDS:
             record_connection_create_time(owner, monotonic() - begun)
