@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import redis
 
 from gpools.adapters._half_open import close_half_open
+from gpools.adapters._probe import quiet
 from gpools.connection import ConnectionPool
 from gpools.errors import PoolError
 
@@ -50,6 +51,19 @@ class Tracked:
     @property
     def open(self) -> bool:
         return self._sock is not None  # type: ignore[attr-defined]
+
+    def unread(self) -> bool:
+        """Tell whether the server has hung up, or sent what nobody has read; never switches.
+
+        redis-py's can_read() does, in a patched program that has hiredis.
+        """
+        parser: Any = self._parser  # type: ignore[attr-defined]
+        try:
+            reader = getattr(parser, "_reader", None)  # hiredis's
+            ahead = parser._buffer.unread_bytes() if reader is None else reader.has_data()
+        except AttributeError:  # a parser of the program's own
+            return bool(self.can_read(timeout=0))  # type: ignore[attr-defined]
+        return bool(ahead) or not quiet(self._sock)  # type: ignore[attr-defined]
 
     @property
     def blemish(self) -> str | None:
