@@ -314,6 +314,7 @@ def test_a_changed_timeout_does_not_reach_the_next_user(socket_pool, change):
 CHANGES = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60)),
+    (socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 0),
     pytest.param(
         *(socket.IPPROTO_TCP, getattr(socket, "TCP_CORK", None), 1),
@@ -340,6 +341,17 @@ def test_what_was_not_read_does_not_reach_the_next_user(socket_pool, echo, check
     pool = socket_pool(check_after=check_after)
     first = use(pool)
     with pool.item() as sock:
+        sock.sendall(b"foreign\n")
+        until(lambda: readable(sock))
+    assert use(pool) is not first
+    whole(pool, echo)
+
+
+def test_what_so_rcvlowat_hides_does_not_reach_the_next_user(socket_pool, echo):
+    pool = socket_pool()
+    first = use(pool)
+    with pool.item() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
         sock.sendall(b"foreign\n")
         until(lambda: readable(sock))
     assert use(pool) is not first
