@@ -1137,7 +1137,7 @@ def test_the_interface_of_an_object_pool(memcached_server, fair):
     with pytest.raises(Timeout), pool.get_and_release():
         raise Timeout(0)
     assert (pool.used, pool.free) == ((), ())
-    assert repr(pool) == "<ClientPool 0 idle, 0 in use, 0 waiting, max 2>"
+    assert repr(pool) == repr(pool.pool) == "<ClientPool 0 idle, 0 in use, 0 waiting, max 2>"
     assert fair(memcached_server).client_pool.idle_timeout == 0
 
 
@@ -1226,7 +1226,9 @@ def test_a_pool_that_is_empty_is_no_server_that_is_down(memcached_server):
     (pool,) = (each.client_pool for each in client.clients.values())
     with pool.get_and_release():
         for _ in range(5):
-            with pytest.raises(RuntimeError):
+            with pytest.raises(
+                RuntimeError, match=f"no item of '127.0.0.1:{memcached_server.port}'"
+            ):
                 client.get("key")
     assert client.get("key") is None
     assert client._failed_clients == {}

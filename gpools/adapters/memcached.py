@@ -362,7 +362,7 @@ class ClientPool:
         )
 
     def __repr__(self) -> str:
-        return repr(self.pool).replace(type(self.pool).__name__, type(self).__name__, 1)
+        return repr(self.pool)
 
     @property
     def max_size(self) -> int:
@@ -447,6 +447,9 @@ def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, client_options
 
 
+_Unconnected.__name__ = ClientPool.__name__  # as logs and errors have it
+
+
 class FairPooledClient(PooledClient):  # type: ignore[misc]
     """A `pymemcache.client.base.PooledClient` whose callers wait in line for a client.
 
@@ -486,6 +489,6 @@ class FairHashClient(HashClient):  # type: ignore[misc]
         super().add_server(server, port)
         for key, client in self.clients.items():
             if former.get(key) is not client:
-                client.client_pool = ClientPool(client, **self._fair)
+                client.client_pool = ClientPool(client, **{"name": key, **self._fair})
                 if key in former:
                     former[key].close()
