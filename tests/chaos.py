@@ -1,0 +1,132 @@
+"""Chaos on a real server: the same scenes for the pool of every client library."""
+
+import gc
+import random
+from contextlib import nullcontext
+from functools import partial
+
+import gevent
+import gevent.os
+from gevent import Timeout
+
+from tests.test_fork import Child
+from tests.waiting import settle, spawn, until
+
+__all__ = ["KillStorm", "Subject", "killed_and_back", "three_children"]
+
+
+class Subject:
+    """What users use: the items of a pool, or one client that all of them share.
+
+    *core* is the `ConnectionPool`, *client* the shared client, if there is one;
+    *ask* has the server say a tag.
+    """
+
+    def __init__(self, core, server, ask, client=None):
+        self.core = core
+        self.server = server
+        self.ask = ask
+        self.item = core.item if client is None else lambda: nullcontext(client)
+
+    def user(self, tag):
+        """Be a user: ask once, and return whether the answer was his own."""
+        with self.item() as client:
+            return self.ask(client, tag) == tag
+
+    def fill(self):
+        """Have all connections that there may be, idle."""
+        items = [self.core.get(timeout=5) for _ in range(self.core.max_size)]
+        assert self.core.free() == 0
+        for item in items:
+            self.core.put(item)
+        assert self.core.free() == self.core.current_size == self.core.max_size
+
+    def whole(self):
+        """Assert that all slots are there, all connections answer, and the server sees no more."""
+        size = self.core.max_size
+        settle()
+        assert self.core.holders() == []
+        self.fill()
+        users = [spawn(self.user, f"whole-{n}") for n in range(2 * size)]
+        gevent.joinall(users, timeout=20, raise_error=True)
+        assert all(user.value for user in users)
+        until(lambda: self.server.stats()["open"] <= size)
+        assert (self.core.current_size, self.core.free()) == (size, size)
+
+
+class KillStorm:
+    """20 greenlets that ask tagged questions within Timeouts, while some are killed.
+
+    `once` is given the storm and a tag, and tells `hear` each answer.
+    `chance` is the dice.
+    """
+
+    def __init__(self, seed, once, patience=(0.0005, 0.002, 5)):
+        self.chance = random.Random(seed)
+        self.once = once
+        self.patience = patience
+        self.answers = self.kills = 0
+        self.foreign = []  # (tag asked for, answer)
+
+    def hear(self, tag, answer):
+        self.answers += 1
+        if answer != tag:
+            self.foreign.append((tag, answer))
+
+    def impatience(self):
+        """Return a Timeout that goes no further, short perhaps."""
+        return Timeout(self.chance.choice(self.patience), False)
+
+    def user(self, name):
+        for turn in range(self.chance.randrange(1, 20)):
+            with self.impatience():
+                self.once(self, f"{name}-{turn}")
+
+    def rage(self, core, answers, kills):
+        """Go on until so many have happened; then assert that none was for another."""
+        names, users = iter(range(100_000)), []
+        while self.answers < answers or self.kills < kills:
+            users = [user for user in users if not user.ready()]
+            users += [spawn(self.user, next(names)) for _ in range(20 - len(users))]
+            gevent.sleep(0.001)
+            for victim in self.chance.sample(users, 3):
+                victim.kill(block=False)
+                self.kills += 1
+            assert core.current_size <= core.max_size
+        gevent.killall(users)
+        settle()
+        gc.collect()  # what was killed twice may have left a cycle
+        settle()
+        assert self.foreign == []
+        assert core.holders() == []
+
+
+def in_block(pool, ask, once_more):
+    """Return a `once` of users that ask in a block, and may go on in it after a Timeout."""
+
+    def once(storm, tag):
+        with pool.item() as client:
+            with storm.impatience():
+                storm.hear(tag, ask(storm.chance, client, tag))
+            if storm.chance.random() < 0.5:  # and goes on, or leaves
+                storm.hear(f"{tag}+", once_more(client, f"{tag}+"))
+
+    return once
+
+
+def killed_and_back(subject):
+    """Kill the server of idle connections and start it again: none of 100 users notices."""
+    subject.fill()
+    subject.server.kill9()
+    subject.server.start()
+    users = [spawn(subject.user, str(n)) for n in range(100)]
+    gevent.joinall(users, timeout=20, raise_error=True)
+    assert all(user.value for user in users)
+    subject.whole()
+
+
+def three_children(work):
+    """Call ``work(who)`` in three children and in this process, all at once; list the results."""
+    children = [Child(partial(work, f"child-{n}"), gevent.os.fork) for n in range(3)]
+    parents = work("parent")
+    return [*(child.result() for child in children), parents]
