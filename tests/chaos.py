@@ -12,7 +12,7 @@ from gevent import Timeout
 from tests.test_fork import Child
 from tests.waiting import settle, spawn, until
 
-__all__ = ["KillStorm", "Subject", "killed_and_back", "three_children"]
+__all__ = ["KillStorm", "Subject", "in_block", "killed_and_back", "three_children"]
 
 
 class Subject:
@@ -125,8 +125,17 @@ def killed_and_back(subject):
     subject.whole()
 
 
-def three_children(work):
-    """Call ``work(who)`` in three children and in this process, all at once; list the results."""
+def three_children(subject):
+    """Have three children and their parent at work: every connection sees one process only."""
+    held = subject.core.get()
+    subject.core.put(subject.core.get())
+
+    def work(who):
+        return [n for n in range(60) if not subject.user(f"{who}-{n}")]
+
     children = [Child(partial(work, f"child-{n}"), gevent.os.fork) for n in range(3)]
-    parents = work("parent")
-    return [*(child.result() for child in children), parents]
+    assert work("parent") == []
+    assert [child.result() for child in children] == [[], [], []]
+    subject.core.put(held)
+    assert not subject.core.stats().destroyed
+    subject.whole()
