@@ -9,7 +9,7 @@ from gevent import Timeout
 
 from gpools import PoolTimeout, RedisPool
 from gpools.adapters.redis_py import FairConnectionPool
-from tests.chaos import KillStorm, Subject, in_block, killed_and_back
+from tests.chaos import KillStorm, Subject, in_block, killed_and_back, three_children
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import black_hole, close, hang, reset
 from tests.servers import RedisServer
@@ -23,15 +23,18 @@ def echo(client, tag):
     return client.echo(tag)
 
 
-@pytest.fixture(params=["RedisPool", "FairConnectionPool"])
+KINDS = ["RedisPool", "FairConnectionPool"]
+
+
+@pytest.fixture(params=KINDS)
 def redis_subject(request):
     """`redis_subject(server, size, through=proxy, ...)`: a Subject of each kind of pool."""
     made = []
 
-    def make(server, size=1, through=None, timeout=5, **options):
+    def make(server, size=1, through=None, kind=request.param, timeout=5, **options):
         place = through or server
         options |= {"host": place.host, "port": place.port, "decode_responses": True}
-        if request.param == "RedisPool":
+        if kind == "RedisPool":
             made.append(RedisPool(max_size=size, timeout=timeout, **options))
             return Subject(made[-1], server, echo)
         fair = FairConnectionPool(max_connections=size, timeout=timeout, **options)
@@ -79,8 +82,8 @@ def test_storm_of_kills_on_tagged_commands(redis_server, redis_subject, protocol
     """Thousands of commands, many of them interrupted: no foreign answer, no lost slot."""
     redis_server.call("SET", "no-number", "x")
     subject = redis_subject(redis_server, 5, protocol=protocol)
-    storm = KillStorm(protocol, in_block(subject, one_of_many, echo))
-    storm.rage(subject.core, answers=1500, kills=300)
+    once = in_block(subject, one_of_many, echo)
+    KillStorm(protocol, once).rage(subject.core, answers=1500, kills=300)
     subject.whole()
 
 
@@ -94,14 +97,17 @@ def test_killed_with_50_idle_and_back(start_server, redis_subject, protocol):
     assert subject.server.stats()["accepted"] == 50
 
 
+@pytest.mark.parametrize("redis_subject", [None], indirect=True)  # all, for it takes its time
 def test_idle_connections_that_the_server_closes(start_server, redis_subject):
     server = start_server(RedisServer, config={"timeout": 1, "hz": 100})
-    subject = redis_subject(server, 3)
-    subject.fill()
+    subjects = [redis_subject(server, 3, kind=kind) for kind in KINDS]
+    for subject in subjects:
+        subject.fill()
     until(lambda: server.stats()["open"] == 0)
-    for n in range(3):
-        assert subject.user(str(n))
-    subject.whole()
+    for subject in subjects:
+        for n in range(3):
+            assert subject.user(str(n))
+        assert subject.core.free() == subject.core.max_size
 
 
 def test_refused_connections_come_out_as_they_are(redis_server, proxy_to, redis_subject):
@@ -114,6 +120,14 @@ def test_refused_connections_come_out_as_they_are(redis_server, proxy_to, redis_
     assert subject.core.current_size == 0
     proxy.listen()
     subject.whole()
+
+
+# Forks
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, of threads
+def test_three_children_at_work(redis_server, redis_subject):
+    three_children(redis_subject(redis_server, 3))
 
 
 # The server or the network is silent
