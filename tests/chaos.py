@@ -9,10 +9,19 @@ import gevent
 import gevent.os
 from gevent import Timeout
 
+from tests.proxy import hang
 from tests.test_fork import Child
 from tests.waiting import settle, spawn, until
 
-__all__ = ["KillStorm", "Subject", "in_block", "killed_and_back", "three_children"]
+__all__ = [
+    "KillStorm",
+    "Subject",
+    "frozen",
+    "in_a_black_hole",
+    "in_block",
+    "killed_and_back",
+    "three_children",
+]
 
 
 class Subject:
@@ -109,7 +118,7 @@ def in_block(pool, ask, once_more):
             with storm.impatience():
                 storm.hear(tag, ask(storm.chance, client, tag))
             if storm.chance.random() < 0.5:  # and goes on, or leaves
-                storm.hear(f"{tag}+", once_more(client, f"{tag}+"))
+                storm.hear(f"{tag}-more", once_more(client, f"{tag}-more"))
 
     return once
 
@@ -122,6 +131,47 @@ def killed_and_back(subject):
     users = [spawn(subject.user, str(n)) for n in range(100)]
     gevent.joinall(users, timeout=20, raise_error=True)
     assert all(user.value for user in users)
+    subject.whole()
+
+
+def stuck(subject, seconds=30):
+    """Be a user who waits no longer than *seconds* for the server."""
+    with Timeout(seconds):
+        subject.user("x")
+
+
+def frozen(subject, full, connected=True):
+    """Freeze the server of two connections: who waits for one too long gets *full*, or a Timeout.
+
+    Without *connected* they are still to be made.
+    """
+    if connected:
+        subject.fill()
+    subject.server.freeze()
+    try:
+        users = [spawn(stuck, subject, 0.3 if connected else 30) for _ in range(2)]
+        settle()
+        late = [spawn(subject.user, "y") for _ in range(5)]
+        gevent.joinall(users + late, timeout=10)
+    finally:
+        subject.server.thaw()
+    for user in users:
+        assert isinstance(user.exception, Timeout if connected else full)
+    for user in late:
+        assert isinstance(user.exception, full)
+    subject.whole()
+
+
+def in_a_black_hole(subject, proxy, timeout, killed=False):
+    """Ask in vain, until *timeout* is raised or a kill comes; then let the network answer."""
+    users = [spawn(stuck, subject, 0.05 if timeout is Timeout else 30) for _ in range(6)]
+    if killed:
+        settle()
+        gevent.killall(users)
+    gevent.joinall(users, timeout=10)
+    assert {type(user.exception) for user in users} == {type(None) if killed else timeout}
+    assert subject.core.holders() == []
+    proxy.fault = hang(10**6)
     subject.whole()
 
 

@@ -16,12 +16,20 @@ from gpools.adapters.memcached import (
     FairHashClient,
     FairPooledClient,
 )
-from tests.chaos import KillStorm, Subject, in_block, killed_and_back, three_children
+from tests.chaos import (
+    KillStorm,
+    Subject,
+    frozen,
+    in_a_black_hole,
+    in_block,
+    killed_and_back,
+    three_children,
+)
 from tests.databases import MemcachedServer
-from tests.proxy import black_hole, close, hang, reset
+from tests.proxy import black_hole, close, reset
 from tests.test_byte_boundaries import live
 from tests.test_memcached_pool import ask, malformed
-from tests.waiting import settle, spawn, until
+from tests.waiting import spawn, until
 
 GONE = (MemcacheUnexpectedCloseError, ConnectionError)
 PATIENT = {"retry_timeout": -1, "retry_attempts": 10**6}  # a HashClient never gives up its server
@@ -210,26 +218,9 @@ def test_three_children_at_work(memcached_server, memcached_subject):
 # The server or the network is silent
 
 
-def stuck(subject, seconds):
-    """Be a user who waits no longer than *seconds* for the server."""
-    with Timeout(seconds):
-        subject.user("x")
-
-
 def test_a_frozen_server_costs_no_slot(memcached_server, memcached_subject):
     subject = memcached_subject(memcached_server, 2, get_timeout=0.05)
-    subject.fill()
-    memcached_server.freeze()
-    users = [spawn(stuck, subject, 0.3) for _ in range(2)]
-    settle()
-    late = [spawn(subject.user, "y") for _ in range(5)]
-    gevent.joinall(users + late, timeout=10)
-    memcached_server.thaw()
-    for user in users:
-        assert isinstance(user.exception, Timeout)
-    for user in late:
-        assert isinstance(user.exception, (PoolTimeout, ClientPoolTimeout))
-    subject.whole()
+    frozen(subject, (PoolTimeout, ClientPoolTimeout))
 
 
 @pytest.mark.parametrize("bound", ["timeout", "Timeout", "kill"])
@@ -239,16 +230,8 @@ def test_a_black_hole_is_waited_for_no_longer_than_asked(
     proxy = proxy_to(memcached_server, black_hole)
     options = {"timeout": 0.05} if bound == "timeout" else {}
     subject = memcached_subject(memcached_server, 2, through=proxy, **options)
-    users = [spawn(stuck, subject, 0.05 if bound == "Timeout" else 30) for _ in range(6)]
-    if bound == "kill":
-        settle()
-        gevent.killall(users)
-    gevent.joinall(users, timeout=10)
-    ended = {type(user.exception) for user in users}
-    assert ended == {{"timeout": TimeoutError, "Timeout": Timeout}.get(bound, type(None))}
-    assert subject.core.holders() == []
-    proxy.fault = hang(10**6)
-    subject.whole()
+    timeout = Timeout if bound == "Timeout" else TimeoutError
+    in_a_black_hole(subject, proxy, timeout, killed=bound == "kill")
 
 
 @pytest.mark.parametrize("how", [close, reset])

@@ -2,19 +2,26 @@
 
 from contextlib import suppress
 
-import gevent
 import pytest
 import redis
 from gevent import Timeout
 
 from gpools import PoolTimeout, RedisPool
 from gpools.adapters.redis_py import FairConnectionPool
-from tests.chaos import KillStorm, Subject, in_block, killed_and_back, three_children
+from tests.chaos import (
+    KillStorm,
+    Subject,
+    frozen,
+    in_a_black_hole,
+    in_block,
+    killed_and_back,
+    three_children,
+)
 from tests.cooperative import cooperative  # noqa: F401
-from tests.proxy import black_hole, close, hang, reset
+from tests.proxy import black_hole, close, reset
 from tests.servers import RedisServer
 from tests.test_byte_boundaries import blocking, get, live, pipeline, subscription, transaction
-from tests.waiting import settle, spawn, until
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("cooperative")
 
@@ -133,32 +140,10 @@ def test_three_children_at_work(redis_server, redis_subject):
 # The server or the network is silent
 
 
-def stuck(subject, seconds=30):
-    """Be a user who waits no longer than *seconds* for the server."""
-    with Timeout(seconds):
-        subject.user("x")
-
-
-@pytest.mark.parametrize("frozen", ["before connecting", "in a command"])
-def test_a_frozen_server_costs_no_slot(redis_server, redis_subject, frozen):
-    subject = redis_subject(redis_server, 2, timeout=0.05)
-    if frozen == "in a command":
-        subject.fill()
-    redis_server.freeze()
-    try:
-        patience = 0.3 if frozen == "in a command" else 30
-        users = [spawn(stuck, subject, patience) for _ in range(2)]
-        settle()
-        late = [spawn(subject.user, "y") for _ in range(5)]
-        gevent.joinall(users + late, timeout=10)
-    finally:
-        redis_server.thaw()
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_frozen_server_costs_no_slot(redis_server, redis_subject, connected):
     full = (PoolTimeout, redis.exceptions.MaxConnectionsError)
-    for user in users:
-        assert isinstance(user.exception, Timeout if frozen == "in a command" else full)
-    for user in late:
-        assert isinstance(user.exception, full)
-    subject.whole()
+    frozen(redis_subject(redis_server, 2, timeout=0.05), full, connected)
 
 
 @pytest.mark.parametrize("bound", ["socket_timeout", "Timeout", "kill"])
@@ -168,18 +153,8 @@ def test_a_black_hole_is_waited_for_no_longer_than_asked(
     proxy = proxy_to(redis_server, black_hole)
     options = {"socket_timeout": 0.05} if bound == "socket_timeout" else {}
     subject = redis_subject(redis_server, 2, through=proxy, **options)
-    users = [spawn(stuck, subject, 0.05 if bound == "Timeout" else 30) for _ in range(6)]
-    if bound == "kill":
-        settle()
-        gevent.killall(users)
-    gevent.joinall(users, timeout=10)
-    ended = {type(user.exception) for user in users}
-    assert ended == {"socket_timeout": {redis.TimeoutError}, "Timeout": {Timeout}}.get(
-        bound, {type(None)}
-    )
-    assert subject.core.current_size == 0
-    proxy.fault = hang(10**6)
-    subject.whole()
+    timeout = Timeout if bound == "Timeout" else redis.TimeoutError
+    in_a_black_hole(subject, proxy, timeout, killed=bound == "kill")
 
 
 @pytest.mark.parametrize("how", [close, reset])

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import random
 import socket
 import ssl
 import threading
@@ -29,6 +28,7 @@ from urllib3.exceptions import ProxyError as Urllib3ProxyError
 from gpools import CoDel, NotInUse, PoolClosed, PoolFull, PoolTimeout, WrongThread
 from gpools.adapters import FairHTTPConnectionPool, FairPoolManager, FairProxyManager
 from gpools.adapters._probe import quiet
+from tests.chaos import KillStorm
 from tests.cooperative import cooperative_urllib3  # noqa: F401
 from tests.proxy import REPLY, REQUEST, close, hang
 from tests.switching import high_fds, switches  # noqa: F401
@@ -405,41 +405,19 @@ def open_fds():
 
 def test_storm_of_kills_on_tagged_requests(http_server, manager):
     http = manager(maxsize=5)
-    chance = random.Random(4)
-    answers, foreign, interrupted = 0, [], 0
 
-    def once(tag):
-        nonlocal answers
+    def once(storm, tag):
+        chance = storm.chance
         query = {"tag": tag} | chance.choice([{}, {"body": "chunked"}, {"size": 3000}])
         method, how = chance.choice(["GET", "POST"]), chance.random()
         response = stream(http, http_server, method, **query)
         if how < 0.2:
             return  # dropped
         body = response.data if how < 0.6 else b"".join(response.stream(100))
-        answers += 1
-        if json.loads(body)["tag"] != tag:
-            foreign.append(tag)
+        storm.hear(tag, json.loads(body)["tag"])
 
-    def user(name):
-        for turn in range(chance.randrange(1, 20)):
-            with Timeout(chance.choice([0.001, 0.004, 5]), False):
-                once(f"{name}-{turn}")
-
-    names = iter(range(100_000))
-    users = []
-    while answers < 700 or interrupted < 200:
-        users = [user for user in users if not user.ready()]
-        users += [spawn(user, next(names)) for _ in range(20 - len(users))]
-        gevent.sleep(0.002)
-        for victim in chance.sample(users, 2):
-            victim.kill(block=False)
-            interrupted += 1
-        assert core(http, http_server).current_size <= 5
-    gevent.killall(users)
-    settle()
-    gc.collect()
-    assert foreign == []
-    assert core(http, http_server).holders() == []
+    storm = KillStorm(4, once, patience=(0.001, 0.004, 5))
+    storm.rage(core(http, http_server), answers=700, kills=200)
     sound(http, http_server)
 
 
