@@ -36,6 +36,7 @@ class Subject:
         self.server = server
         self.ask = ask
         self.item = core.item if client is None else lambda: nullcontext(client)
+        self.max_size = core.max_size  # for an Ordeal
 
     def user(self, tag):
         """Be a user: ask once, and return whether the answer was his own."""

@@ -27,7 +27,7 @@ from tests.chaos import (
 )
 from tests.databases import MemcachedServer
 from tests.proxy import black_hole, close, reset
-from tests.test_byte_boundaries import live
+from tests.test_byte_boundaries import Ordeal, at_every_byte, both_ways, live
 from tests.test_memcached_pool import ask, malformed
 from tests.waiting import spawn, until
 
@@ -102,6 +102,20 @@ def test_storm_of_kills_on_tagged_commands(memcached_server, memcached_subject):
                 malformed(client)
 
     KillStorm(1, once).rage(subject.core, answers=1500, kills=300)
+    subject.whole()
+
+
+@both_ways
+@pytest.mark.parametrize("ending", ["killed", "timed out"])
+@pytest.mark.parametrize("memcached_subject", ["FairHashClient"], indirect=True)
+def test_a_hash_client_at_every_byte(memcached_server, proxy_to, memcached_subject, ending, stream):
+    """For the others see test_memcached_pool."""
+    proxy = proxy_to(memcached_server)
+    memcached_server.call("set theirs 0 0 6\r\ntheirs")
+    subject = memcached_subject(memcached_server, through=proxy)
+    ordeal = Ordeal(subject, proxy, lambda client, tag: client.get("theirs"), ask)
+    at_every_byte(ordeal, ending, stream)
+    assert ordeal.foreign == []
     subject.whole()
 
 

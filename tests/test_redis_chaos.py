@@ -18,9 +18,18 @@ from tests.chaos import (
     three_children,
 )
 from tests.cooperative import cooperative  # noqa: F401
-from tests.proxy import black_hole, close, reset
+from tests.proxy import REQUEST, black_hole, close, reset
 from tests.servers import RedisServer
-from tests.test_byte_boundaries import blocking, get, live, pipeline, subscription, transaction
+from tests.test_byte_boundaries import (
+    Ordeal,
+    blocking,
+    every_ending,
+    get,
+    live,
+    pipeline,
+    subscription,
+    transaction,
+)
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("cooperative")
@@ -91,6 +100,18 @@ def test_storm_of_kills_on_tagged_commands(redis_server, redis_subject, protocol
     subject = redis_subject(redis_server, 5, protocol=protocol)
     once = in_block(subject, one_of_many, echo)
     KillStorm(protocol, once).rage(subject.core, answers=1500, kills=300)
+    subject.whole()
+
+
+@every_ending
+def test_interrupted_while_writing_a_large_value(redis_server, proxy_to, redis_subject, ending):
+    proxy = proxy_to(redis_server)
+    subject = redis_subject(redis_server, through=proxy)
+    big = "x" * 900_000
+    ordeal = Ordeal(subject, proxy, lambda client, tag: client.set(tag, big), echo)
+    for k in (0, 1, 10, 31, 40, 1000, 65536, 500_000, 899_999):
+        ordeal.strike(ending, REQUEST, k)
+    assert ordeal.foreign == []
     subject.whole()
 
 
