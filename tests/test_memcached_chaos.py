@@ -166,7 +166,7 @@ def test_a_server_given_up_is_taken_back_once_and_stays(start_server, asking):
 
     server, other = start_server(MemcachedServer), start_server(MemcachedServer)
     servers = [server.address, other.address]
-    client = Counting(servers, max_pool_size=5, timeout=0.1, retry_attempts=0, dead_timeout=0.2)
+    client = Counting(servers, max_pool_size=5, timeout=0.5, retry_attempts=0, dead_timeout=0.2)
     keys = [f"key-{n}" for n in range(40)]
     crowd(client, 5, keys)
     server.freeze()
@@ -233,7 +233,7 @@ def test_three_children_at_work(memcached_server, memcached_subject):
 
 
 def test_a_frozen_server_costs_no_slot(memcached_server, memcached_subject):
-    subject = memcached_subject(memcached_server, 2, get_timeout=0.05)
+    subject = memcached_subject(memcached_server, 2, get_timeout=0.3)
     frozen(subject, (PoolTimeout, ClientPoolTimeout))
 
 

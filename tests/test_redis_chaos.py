@@ -164,7 +164,7 @@ def test_three_children_at_work(redis_server, redis_subject):
 @pytest.mark.parametrize("connected", [True, False])
 def test_a_frozen_server_costs_no_slot(redis_server, redis_subject, connected):
     full = (PoolTimeout, redis.exceptions.MaxConnectionsError)
-    frozen(redis_subject(redis_server, 2, timeout=0.05), full, connected)
+    frozen(redis_subject(redis_server, 2, timeout=0.3), full, connected)
 
 
 @pytest.mark.parametrize("bound", ["socket_timeout", "Timeout", "kill"])

@@ -656,7 +656,7 @@ def test_interrupted_while_it_watches_waits_for_no_frozen_server(redis_server, f
 @pytest.mark.parametrize("ending", [GreenletExit, Timeout, "socket_timeout"])
 def test_interrupted_in_the_unwatch_of_a_pipeline_that_ends(redis_server, fair, ending):
     """redis-py gives the connection back after a ConnectionError only."""
-    options = {"socket_timeout": 0.05} if ending == "socket_timeout" else {}
+    options = {"socket_timeout": 0.3} if ending == "socket_timeout" else {}
     client = fair(redis_server, **options)
     caught, frozen = [], gevent.event.Event()
 
