@@ -7,15 +7,19 @@ from functools import partial
 
 import gevent
 import gevent.os
+import pytest
 from gevent import Timeout
 
 from tests.proxy import hang
+from tests.test_byte_boundaries import live
 from tests.test_fork import Child
 from tests.waiting import settle, spawn, until
 
 __all__ = [
     "KillStorm",
     "Subject",
+    "closed_when_idle",
+    "cut_in_every_reply",
     "frozen",
     "in_a_black_hole",
     "in_block",
@@ -132,6 +136,37 @@ def killed_and_back(subject):
     users = [spawn(subject.user, str(n)) for n in range(100)]
     gevent.joinall(users, timeout=20, raise_error=True)
     assert all(user.value for user in users)
+    subject.whole()
+
+
+def closed_when_idle(server, subjects):
+    """Wait until the server has closed all idle connections: no user notices."""
+    for subject in subjects:
+        subject.fill()
+        assert subject.user("connects")  # where a client connects when it is used
+    until(lambda: server.stats()["open"] == 0, timeout=20)
+    for subject in subjects:
+        for n in range(subject.core.max_size):
+            assert subject.user(str(n))
+        assert subject.core.free() == subject.core.max_size
+
+
+def cut_in_every_reply(subject, proxy, exchange, how, gone):
+    """End the connection *how* after each byte of a reply: that is *gone*, and costs no slot."""
+    assert subject.user("first")
+    link = live(proxy)[-1]
+    before = len(link.reply)
+    with subject.item() as client:
+        exchange(client, "000000")
+    length = len(link.reply) - before
+    assert length > 5  # else this tests nothing
+    for k in range(length):
+        assert subject.user("connects")
+        link = live(proxy)[-1]
+        link.fault = how(len(link.reply) + k)
+        with pytest.raises(gone), subject.item() as client:
+            exchange(client, f"{k:06}")
+        assert subject.user(f"mine-{k}")
     subject.whole()
 
 

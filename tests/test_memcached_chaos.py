@@ -19,6 +19,8 @@ from gpools.adapters.memcached import (
 from tests.chaos import (
     KillStorm,
     Subject,
+    closed_when_idle,
+    cut_in_every_reply,
     frozen,
     in_a_black_hole,
     in_block,
@@ -27,7 +29,7 @@ from tests.chaos import (
 )
 from tests.databases import MemcachedServer
 from tests.proxy import black_hole, close, reset
-from tests.test_byte_boundaries import Ordeal, at_every_byte, both_ways, live
+from tests.test_byte_boundaries import Ordeal, at_every_byte, both_ways
 from tests.test_memcached_pool import ask, malformed
 from tests.waiting import spawn, until
 
@@ -198,15 +200,7 @@ class ImpatientMemcached(MemcachedServer):
 @pytest.mark.parametrize("memcached_subject", [None], indirect=True)  # all, for it takes its time
 def test_idle_connections_that_the_server_closes(start_server, memcached_subject):
     server = start_server(ImpatientMemcached)
-    subjects = [memcached_subject(server, 3, kind=kind) for kind in KINDS]
-    for subject in subjects:
-        subject.fill()
-        assert subject.user("connects")
-    until(lambda: server.stats()["open"] == 0, timeout=20)
-    for subject in subjects:
-        for n in range(3):
-            assert subject.user(str(n))
-        assert subject.core.free() == subject.core.max_size
+    closed_when_idle(server, [memcached_subject(server, 3, kind=kind) for kind in KINDS])
 
 
 def test_refused_connections_come_out_as_they_are(memcached_server, proxy_to, memcached_subject):
@@ -255,11 +249,4 @@ def test_half_a_reply_is_an_error_and_costs_no_slot(
     proxy = proxy_to(memcached_server)
     memcached_server.call("set theirs 0 0 6\r\ntheirs")
     subject = memcached_subject(memcached_server, through=proxy)
-    for k in range(len(b"VALUE theirs 0 6\r\ntheirs\r\nEND\r\n")):
-        assert subject.user("connects")
-        link = live(proxy)[-1]
-        link.fault = how(len(link.reply) + k)
-        with pytest.raises(GONE), subject.item() as client:
-            client.get("theirs")
-        assert subject.user(f"mine-{k}")
-    subject.whole()
+    cut_in_every_reply(subject, proxy, lambda client, tag: client.get("theirs"), how, GONE)

@@ -11,6 +11,8 @@ from gpools.adapters.redis_py import FairConnectionPool
 from tests.chaos import (
     KillStorm,
     Subject,
+    closed_when_idle,
+    cut_in_every_reply,
     frozen,
     in_a_black_hole,
     in_block,
@@ -25,12 +27,10 @@ from tests.test_byte_boundaries import (
     blocking,
     every_ending,
     get,
-    live,
     pipeline,
     subscription,
     transaction,
 )
-from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("cooperative")
 
@@ -128,14 +128,7 @@ def test_killed_with_50_idle_and_back(start_server, redis_subject, protocol):
 @pytest.mark.parametrize("redis_subject", [None], indirect=True)  # all, for it takes its time
 def test_idle_connections_that_the_server_closes(start_server, redis_subject):
     server = start_server(RedisServer, config={"timeout": 1, "hz": 100})
-    subjects = [redis_subject(server, 3, kind=kind) for kind in KINDS]
-    for subject in subjects:
-        subject.fill()
-    until(lambda: server.stats()["open"] == 0)
-    for subject in subjects:
-        for n in range(3):
-            assert subject.user(str(n))
-        assert subject.core.free() == subject.core.max_size
+    closed_when_idle(server, [redis_subject(server, 3, kind=kind) for kind in KINDS])
 
 
 def test_refused_connections_come_out_as_they_are(redis_server, proxy_to, redis_subject):
@@ -187,18 +180,4 @@ def test_half_a_reply_is_an_error_and_costs_no_slot(
     redis_server.call("SET", "theirs", "theirs")
     redis_server.call("RPUSH", "list", *["x" * 6] * 500)
     subject = redis_subject(redis_server, through=proxy)
-    assert subject.user("first")
-    link = live(proxy)[-1]
-    before = len(link.reply)
-    with subject.item() as client:
-        exchange(client, "000000")
-    length = len(link.reply) - before
-    assert length > 5
-    for k in range(length):
-        assert subject.user("connects")
-        link = live(proxy)[-1]
-        link.fault = how(len(link.reply) + k)
-        with pytest.raises(redis.ConnectionError), subject.item() as client:
-            exchange(client, f"{k:06}")
-        assert subject.user(f"mine-{k}")
-    subject.whole()
+    cut_in_every_reply(subject, proxy, exchange, how, redis.ConnectionError)

@@ -6,9 +6,10 @@ connections by putting back None for each that failed, also for one that a
 greenlet killed in the queue never had.
 
 Here a connection is an item of a `ConnectionPool`, which knows it by identity.
-Three seams are enough: `_get_conn` and `_put_conn` go to our pool, and
+Few seams are enough: `_get_conn` and `_put_conn` go to our pool, and
 `_make_request` and `_prepare_proxy` note which connection they failed with,
-since urllib3 gives back None in its place.
+since urllib3 gives back None in its place.  A response ends when it gives its
+connection back, and gives it back when it ends.
 """
 
 from __future__ import annotations
