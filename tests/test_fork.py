@@ -814,30 +814,6 @@ def test_workers_forked_from_a_master_that_has_used_its_pools(redis_server, http
     assert lines[:2] == ["held b'mine'", "0 0 0"], errors
 
 
-def test_redis_pool_with_three_children_at_work(redis_server):
-    """Every connection sees one process only."""
-    pool = RedisPool(redis_server.url, max_size=3)
-    held = pool.get()
-    pool.put(pool.get())
-
-    def work(who, held=None):
-        wrong = 0
-        for n in range(60):
-            with pool.item() as client:
-                tag = f"{who}-{n}"
-                wrong += client.echo(tag) != tag.encode()
-        if held is not None:
-            wrong += held.echo("mine") != b"mine"
-        return wrong
-
-    children = [Child(lambda n=n: work(f"child{n}"), gevent.os.fork) for n in range(3)]
-    assert work("parent", held) == 0
-    assert [child.result() for child in children] == [0, 0, 0]
-    pool.put(held)
-    assert held.ping()
-    pool.close()
-
-
 def test_the_childs_use_of_an_inherited_redis_client_reaches_no_server(redis_server, in_child):
     pool = RedisPool(redis_server.url)
     held = pool.get()
