@@ -114,7 +114,7 @@ def report(counts):
     text = f"""\
 Machine instructions for taking an idle item and giving it back, counted by
 `valgrind --tool=callgrind`: the loop with {LONG:,} turns less the one with {SHORT}.
-They are the same in each run to within a few in a thousand, however busy the machine is,
+They are the same in each run to within one in a hundred, however busy the machine is,
 but they are not time.
 
 {table(heads, rows)}"""
