@@ -795,7 +795,7 @@ class ConnectionPool(Pool[T], ConnectionCore):
 
     def _belong_here(self) -> None:
         """Claim the pool for this thread at its first use; refuse every other thread."""
-        self._book.thread = this_thread(self, self._book.thread)
+        self._book.thread = this_thread(self, self._book.thread or None)
 
     def _start_anew_after_fork(self) -> None:
         """Be empty, in a child; what is under way here acts on the parent's line and book."""
