@@ -4,7 +4,7 @@ import gevent
 import pytest
 from gevent.hub import Hub
 
-from tests.databases import MariadbServer, MemcachedServer, PostgresServer
+from tests.databases import MariadbServer, MemcachedServer, MysqlServer, PostgresServer
 from tests.proxy import FaultProxy
 from tests.servers import HttpServer, RedisServer, require_server
 from tests.ssh_server import SshServer
@@ -50,8 +50,8 @@ def postgres_server(shared_servers):
 
 @pytest.fixture
 def mariadb_server(shared_servers):
-    """A MariaDB server shared by all tests; drop what you make."""
-    return shared(shared_servers, MariadbServer)
+    """A MariaDB server shared by all tests, or what GPOOLS_MYSQLD names; drop what you make."""
+    return shared(shared_servers, MariadbServer if MysqlServer.missing() else MysqlServer)
 
 
 @pytest.fixture
