@@ -21,7 +21,7 @@ import gevent.ssl
 import pytest
 from gevent import Timeout
 
-from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout
+from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, _fork
 from tests.databases import MariadbServer, MysqlServer
 from tests.proxy import REPLY, REQUEST, close, hang
 from tests.servers import require_server
@@ -1635,6 +1635,30 @@ def test_three_children_disturb_neither_each_other_nor_the_parent(server, mysql_
     with control(server) as conn:
         until(lambda: before <= set(connected(conn)))
     whole(pool, server)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_three_children_born_while_it_connects(server, mysql_pool):
+    """They have a copy of the greenlet that connects, which read the parent's handshake."""
+    from tests.test_fork import Child
+
+    pool = mysql_pool(server)
+
+    def use(tag):
+        with pool.item(timeout=10) as conn:
+            return ask(conn, tag) == tag
+
+    server.freeze()
+    try:
+        connecting = spawn(use, "parent")
+        until(lambda: any(list(_fork._sockets_of(maker)) for maker in _fork._makers))
+        settle()
+        children = [Child(lambda n=n: use(f"child{n}"), gevent.os.fork) for n in range(3)]
+    finally:
+        server.thaw()
+    assert connecting.get(timeout=10)
+    assert [child.result() for child in children] == [True] * 3
 
 
 def test_patched_and_in_a_crowd(server):

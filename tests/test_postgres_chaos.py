@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from gevent import Timeout
 
-from gpools import PoolUnavailable
+from gpools import PoolUnavailable, _fork
 from gpools.adapters import PostgresPool
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 from tests.databases import PostgresServer
@@ -356,6 +356,30 @@ def test_three_children_at_work(postgres_server):
         pids |= others
     held.execute("SELECT a FROM mine")
     pool.put(held)
+    pool.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, of threads
+@pytest.mark.parametrize("options", [{}, {"max_creating": 1}])
+def test_three_children_born_while_it_connects(postgres_server, options):
+    """They have a copy of the greenlet that connects, which read the parent's handshake."""
+    pool = PostgresPool(postgres_server.url, **options)
+
+    def use(tag):
+        with pool.item(timeout=10) as conn:
+            return ask(conn, tag) == tag
+
+    postgres_server.freeze()
+    try:
+        connecting = spawn(use, "parent")
+        until(lambda: any(list(_fork._sockets_of(maker)) for maker in _fork._makers))
+        settle()
+        children = [Child(lambda n=n: use(f"child{n}"), gevent.os.fork) for n in range(3)]
+    finally:
+        postgres_server.thaw()
+    assert connecting.get(timeout=10)
+    assert [child.result() for child in children] == [True] * 3
     pool.close()
 
 

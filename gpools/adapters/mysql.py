@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from gevent import Timeout
 
+from gpools import _fork
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
@@ -130,7 +131,7 @@ class MySQLPool(ConnectionPool[Connection]):
     def create(self) -> Connection:
         """Make a connection and connect it."""
         connection = _like(self._mysql)
-        connection.connect()
+        _fork.making(connection.connect)
         return connection
 
     def check(self, item: Connection) -> bool:

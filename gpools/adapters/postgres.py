@@ -18,6 +18,7 @@ from gevent.monkey import get_original
 from gevent.selectors import GeventSelector
 from gevent.socket import wait_read, wait_write
 
+from gpools import _fork
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._probe import quiet
@@ -130,7 +131,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     def create(self) -> psycopg.Connection[Any]:
         """Make a connection."""
         try:
-            return self._postgres.connect()
+            return _fork.making(self._postgres.connect)
         except BaseException as error:
             # Killed or timed out while connecting, what it had is in the frames of
             # the error, and stays open as long as anybody looks at that.
