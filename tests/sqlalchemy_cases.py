@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from contextlib import closing
+from types import MappingProxyType
 
 import gevent
 import pytest
@@ -28,6 +29,8 @@ class Postgres:
     sleep = "SELECT pg_sleep({})"
     count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
     rows = "SELECT n, :tag FROM generate_series(1, 3000) n"
+    options = MappingProxyType({})
+    impatient = "options", "-c idle_session_timeout=50ms"  # so the server hangs up on who is idle
 
 
 class Mariadb:
@@ -36,6 +39,9 @@ class Mariadb:
     sleep = "SELECT sleep({})"
     count = "SELECT count(*) FROM information_schema.processlist WHERE user = 'root'"
     rows = "SELECT seq, :tag FROM seq_1_to_3000"
+    # Else it reads the certificates of all authorities for each connection, for 25 ms.
+    options = MappingProxyType({"ssl_disabled": True})
+    impatient = "init_command", "SET wait_timeout = 1"
 
 
 @pytest.fixture(params=[Postgres, Mariadb], ids=["postgres", "mariadb"])
@@ -46,6 +52,7 @@ def db(request, postgres_server, mariadb_server):
 
     def engine(poolclass=FairPool, address=None, **settings):
         settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5} | settings
+        settings["connect_args"] = dict(kind.options)
         url = kind.url.format(*(address or kind.running.address))
         engines.append(create_engine(url, poolclass=poolclass, **settings))
         return engines[-1]
