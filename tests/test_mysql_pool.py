@@ -23,7 +23,7 @@ from gevent import Timeout
 
 from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, _fork
 from tests.databases import MariadbServer, MysqlServer
-from tests.proxy import REPLY, REQUEST, close, hang
+from tests.proxy import REPLY, REQUEST, black_hole, close, hang, passing, reset
 from tests.servers import require_server
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.test_byte_boundaries import Ordeal, at_every_byte, both_ways, every_ending
@@ -330,8 +330,6 @@ def test_connections_share_no_settings(server, mysql_pool):
     pool.put(one_)
     pool.put(two)
 
-
-SLEEPING = "SELECT id FROM information_schema.processlist WHERE info = 'SELECT SLEEP(600)'"
 
 # What one user leaves, the next does not find
 
@@ -1195,30 +1193,43 @@ def test_letting_go_waits_for_nobody(server, mysql_pool, proxy_to):
     assert sock.fileno() == -1
 
 
+@contextmanager
+def others_lock(server):
+    """What waits for this lock the server looks after each second, and in SLEEP each five."""
+    with control(server) as other:
+        assert one(other, "SELECT GET_LOCK('others', 0)") == 1
+        yield "SELECT GET_LOCK('others', 600)"
+
+
 def test_a_connection_discarded_while_another_greenlet_reads(server, mysql_pool):
-    """The server sees the end within 5 s, but not behind a goodbye, which it would not read."""
+    """The server sees the end, but not behind a goodbye, which it would not read."""
     pool = mysql_pool(server)
-    conn = pool.get()
-    sock = conn._sock
-    reader = spawn(conn.query, "SELECT SLEEP(600)")
-    gevent.sleep(0.02)
-    pool.discard(conn)
-    reader.join(5)
-    assert isinstance(reader.exception, err.MySQLError)
-    assert sock.fileno() == -1
+    with others_lock(server) as waiting:
+        conn = pool.get()
+        sock = conn._sock
+        reader = spawn(conn.query, waiting)
+        until(lambda: conn.busy)
+        settle()
+        pool.discard(conn)
+        reader.join(5)
+        assert isinstance(reader.exception, err.MySQLError)
+        assert sock.fileno() == -1
+        with control(server) as watch:
+            until(lambda: len(connected(watch)) == 1)  # that of the lock
     whole(pool, server)
 
 
 def test_put_back_while_another_greenlet_waits_with_it(server, mysql_pool):
     """A reset sent behind his statement would hide the end from the server, till he is done."""
     pool = mysql_pool(server)
-    with control(server) as watch:
+    with others_lock(server) as waiting:
         with pool.item() as conn:
-            other = spawn(one, conn, "SELECT SLEEP(600)")
+            other = spawn(one, conn, waiting)
             until(lambda: conn.busy)
         with pytest.raises(err.OperationalError):
             other.get(timeout=10)
-        until(lambda: rows(watch, SLEEPING) == (), timeout=10)
+        with control(server) as watch:
+            until(lambda: len(connected(watch)) == 1)
     whole(pool, server)
 
 
@@ -1369,6 +1380,35 @@ def test_a_frozen_server_is_waited_for_no_longer_than_asked(server, mysql_pool, 
     whole(pool, server)
 
 
+@pytest.mark.parametrize("where", ["before it accepts", "connecting", "in a query"])
+def test_a_black_hole_costs_each_user_his_timeout_and_no_slot(server, mysql_pool, proxy_to, where):
+    proxy = proxy_to(server)
+    pool = mysql_pool(proxy, max_size=3)
+    if where == "in a query":
+        whole(pool, server)
+        for link in proxy.links:
+            link.fault = hang(len(link.request), REQUEST)
+    proxy.fault = black_hole
+    if where == "before it accepts":
+        proxy.refuse()
+        proxy.never_accept()
+
+    def use():
+        with Timeout(0.1), pool.connection() as conn:
+            conn.query("SELECT 1")
+
+    users = [spawn(use) for _ in range(9)]
+    gevent.joinall(users, timeout=10)
+    assert [type(user.exception) for user in users] == [Timeout] * 9
+    assert pool.current_size == pool.waiting() == 0
+    if where == "before it accepts":
+        proxy.refuse()
+        proxy.listen()
+    proxy.fault = passing
+    proxy.settled()
+    whole(pool, server)
+
+
 def test_connections_made_in_the_background(server, mysql_pool):
     pool = mysql_pool(server, max_size=5, min_size=2, max_creating=2)
     pool.wait_ready(timeout=5)
@@ -1486,6 +1526,30 @@ def test_no_mysql_answer_reaches_another(
     assert ordeal.foreign == []
     with control(server) as conn:
         assert rows(conn, "SELECT * FROM main.t") == ()
+    whole_behind_proxy(pool, proxy)
+
+
+@pytest.mark.parametrize("cut", [close, reset])
+def test_a_reply_that_ends_half_way_is_an_error_and_nobodys_answer(
+    server, mysql_pool, proxy_to, cut
+):
+    """The reply of the statement, or of the reset that follows it."""
+    proxy = proxy_to(server)
+    pool = mysql_pool(proxy)
+    ordeal = Ordeal(pool, proxy, ask, ask)
+    errors = 0
+    for k in range(ordeal.length(REPLY)):
+        ordeal.next_user("before")
+        link = ordeal.link()
+        link.fault = cut(len(link.reply) + k)
+        try:
+            ordeal.next_user("cut")
+        except err.OperationalError:
+            errors += 1
+        assert pool.current_size == 0
+        ordeal.next_user("after")
+    assert ordeal.foreign == []
+    assert errors > 40  # the others were in the reset
     whole_behind_proxy(pool, proxy)
 
 
