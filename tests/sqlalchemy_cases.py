@@ -277,7 +277,7 @@ def killed_waiter(engine):
         return time.monotonic() - begun
 
     a, b = spawn(take), spawn(take)
-    gevent.sleep(0.01)
+    settle()
     a.kill(block=False)
     held.close()
     b.join()
@@ -292,7 +292,7 @@ def test_killed_waiter_leaves_the_next_awake(db):
 
 def test_killed_waiter_of_queue_pool_leaves_the_next_asleep(db):
     """All of pool_timeout, beside an idle connection; then it finds it."""
-    assert killed_waiter(db.engine(QueuePool, pool_timeout=1, pool_reset_on_return=None)) >= 1
+    assert killed_waiter(db.engine(QueuePool, pool_timeout=0.3, pool_reset_on_return=None)) >= 0.3
 
 
 def test_timeout_is_sqlalchemys_and_ours_and_names_the_holder(db):
@@ -326,7 +326,7 @@ def test_failed_connect_lets_the_next_try(db):
 
 
 def test_failed_connect_of_queue_pool_leaves_the_others_asleep(db):
-    assert exc.TimeoutError in failed_connects(db.engine(QueuePool, pool_timeout=1))
+    assert exc.TimeoutError in failed_connects(db.engine(QueuePool, pool_timeout=0.3))
 
 
 # Interrupted.
@@ -578,9 +578,9 @@ def storm(engine, db, questions, seed=0):
 def test_storm_of_kills_and_timeouts(db):
     engine = db.engine(pool_size=3, max_overflow=2)
     engine.connect().close()
-    asked, foreign = storm(engine, db, questions=200)
+    asked, foreign = storm(engine, db, questions=600)
     assert foreign == []
-    assert asked > 50
+    assert asked > 100
     until(lambda: not engine.pool._closing)
     full_check(engine)
     with engine.connect() as connection:
@@ -591,20 +591,28 @@ def test_storm_of_kills_and_timeouts(db):
 
 
 def test_restarted_server_is_not_noticed_with_pre_ping(db):
-    engine = db.engine(pool_size=10, pool_pre_ping=True)
-    for connection in [engine.connect() for _ in range(10)]:
+    """And by one user without it: SQLAlchemy replaces all that are older."""
+    engine, trusting = (db.engine(pool_size=10, pool_pre_ping=ping) for ping in (True, False))
+    for connection in [which.connect() for which in (engine, trusting) for _ in range(10)]:
         connection.close()
     db.running.kill9()
     db.running.start()
     answers = []
 
-    def use(tag):
+    def use(engine, tag):
         with engine.connect() as connection:
             answers.append(ask(connection, tag) == tag)
 
-    gevent.joinall([spawn(use, f"t{n}") for n in range(50)], raise_error=True)
+    gevent.joinall([spawn(use, engine, f"t{n}") for n in range(50)], raise_error=True)
     assert answers == [True] * 50
     full_check(engine)
+
+    assert trusting.pool.checkedin() == 10
+    with pytest.raises(exc.DBAPIError):
+        use(trusting, "first")
+    gevent.joinall([spawn(use, trusting, f"t{n}") for n in range(50)], raise_error=True)
+    assert answers == [True] * 100
+    full_check(trusting)
 
 
 def test_children_have_pools_of_their_own(db):

@@ -560,7 +560,7 @@ import gevent, psycopg, psycopg_pool
 from gpools.adapters import PostgresPool
 logging.disable()
 
-def outcome(pool, late):
+def outcome(pool, late, seconds):
     with pool.connection() as conn:
         for _ in range(3):
             def wait():
@@ -571,15 +571,15 @@ def outcome(pool, late):
             waiter.kill()
     gevent.sleep(0.05)
     try:
-        with pool.connection(timeout=2) as conn:
+        with pool.connection(timeout=seconds) as conn:
             return conn.execute("SELECT 'served'").fetchone()[0]
     except late as error:
         return type(error).__name__
 
 ours = PostgresPool(sys.argv[1], max_size=1)
-print(outcome(ours, TimeoutError), ours)
+print(outcome(ours, TimeoutError, 10), ours)
 theirs = psycopg_pool.ConnectionPool(sys.argv[1], min_size=1, max_size=1, open=True)
-print(outcome(theirs, psycopg_pool.PoolTimeout))
+print(outcome(theirs, psycopg_pool.PoolTimeout, 0.5))
 sys.stdout.flush()
 import os
 os._exit(0)
