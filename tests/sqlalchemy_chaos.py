@@ -8,10 +8,11 @@ import gevent.os
 import pytest
 from gevent import Timeout
 from sqlalchemy import event, exc, text
+from sqlalchemy.pool import QueuePool
 
 from gpools import NotInUse, _fork
 from tests.proxy import REPLY, REQUEST, black_hole, close, hang, passing, reset
-from tests.sqlalchemy_cases import ask, db, full_check, interruption  # noqa: F401
+from tests.sqlalchemy_cases import Mariadb, ask, db, full_check, interruption  # noqa: F401
 from tests.test_byte_boundaries import ENDINGS, Ordeal, both_ways
 from tests.test_fork import Child
 from tests.waiting import settle, spawn, until
@@ -106,6 +107,43 @@ def test_no_answer_reaches_another(db, proxy_to, stream, exchange, endings, step
         ordeal.strike(endings[turn % len(endings)], stream, k)
     assert ordeal.foreign == []
     full_check(engine)
+
+
+def killed_while_writing(engine, proxy):
+    """Kill one who has sent half a statement: what does the next one get?"""
+
+    def write(raw, tag):
+        ask_raw(raw, "x" * 8_000_000)  # more than the buffers take
+
+    ordeal = SqlOrdeal(Users(engine, raw=True), proxy, write, ask_raw)
+    ordeal.next_user("first")
+    link = ordeal.link()
+    link.fault = hang(len(link.request) + 100_000, REQUEST)
+    victim = spawn(ordeal.victim, "", "killed", "theirs")
+    assert proxy.stopped.wait(10)
+    victim.kill(block=False)
+    settle()
+    proxy.resume()
+    try:
+        with Timeout(0.3):
+            ordeal.next_user("next")
+    except Timeout:
+        return "nothing"
+    finally:
+        victim.kill()
+    return "his own"
+
+
+def test_killed_while_writing_is_closed(db, proxy_to):  # noqa: F811
+    proxy = proxy_to(db.running)
+    assert killed_while_writing(db.engine(address=proxy.address), proxy) == "his own"
+
+
+@pytest.mark.parametrize("db", [Mariadb], indirect=True)
+def test_queue_pool_hangs_after_a_kill_while_writing(db, proxy_to):  # noqa: F811
+    """PyMySQL's connection stays open, and the rollback goes into the middle of a statement."""
+    proxy = proxy_to(db.running)
+    assert killed_while_writing(db.engine(QueuePool, proxy.address), proxy) == "nothing"
 
 
 @both_ways

@@ -1703,11 +1703,17 @@ def test_three_children_disturb_neither_each_other_nor_the_parent(server, mysql_
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_three_children_born_while_it_connects(server, mysql_pool):
+@pytest.mark.parametrize("deferred", [False, True])
+def test_three_children_born_while_it_connects(server, mysql_pool, deferred):
     """They have a copy of the greenlet that connects, which read the parent's handshake."""
     from tests.test_fork import Child
 
-    pool = mysql_pool(server)
+    def create():
+        return pymysql.connect(
+            host=server.host, port=server.port, user="root", ssl_disabled=True, defer_connect=True
+        )
+
+    pool = mysql_pool(server, **({"create": create} if deferred else {}))
 
     def use(tag):
         with pool.item(timeout=10) as conn:

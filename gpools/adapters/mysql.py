@@ -190,7 +190,7 @@ class MySQLPool(ConnectionPool[Connection]):
                     item.learn_role()
                 item.used = used
         if not item.open:
-            item.connect()
+            _fork.making(item.connect)
         if self._reset_session and item.used:
             raise PoolError(
                 "create() has sent commands, whose effect a reset would undo; "
