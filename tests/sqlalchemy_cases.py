@@ -384,6 +384,29 @@ def test_generator_that_is_closed_keeps_its_connection(db):
     assert next(using()) is before
 
 
+@pytest.mark.parametrize("db", [Postgres], indirect=True)
+def test_rollback_that_fails_after_an_interruption_loses_no_slot(db):
+    """SQLAlchemy 2.0 leaves it to the collector to return the connection."""
+    engine = db.engine()
+
+    def use():
+        with engine.connect() as connection:
+            streamed = connection.execution_options(stream_results=True)
+            result = streamed.execute(text(db.rows), {"tag": "mine"})
+            db.running.freeze()
+            with Timeout(0.05):
+                result.close()
+
+    try:
+        with Timeout(10), pytest.raises(exc.OperationalError) as caught:
+            use()
+    finally:
+        db.running.thaw()
+    assert isinstance(interruption(caught.value), Timeout)
+    until(lambda: engine.pool.checkedout() == 0)
+    full_check(engine)
+
+
 @pytest.mark.parametrize("way", ["kill", "timeout"])
 def test_interrupted_rollback_on_return_closes_the_connection(db, way):
     engine = db.engine()

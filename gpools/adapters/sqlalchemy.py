@@ -425,6 +425,26 @@ class _Fairy(_ConnectionFairy):
 
     __slots__ = ()
 
+    def rollback(self) -> None:
+        error = sys.exc_info()[1]
+        try:
+            self.dbapi_connection.rollback()
+        except BaseException as failure:
+            record = self._connection_record
+            if isinstance(record, _Record) and _interrupts(error):
+                # Amid a streamed result, say.  SQLAlchemy 2.0 does not close a Connection
+                # whose rollback on the way out fails; the collector would, some time.
+                # Not now, for SQLAlchemy still asks it what the error means.
+                get_hub().loop.run_callback(spawn_raw, self._give_up, failure)
+            raise
+
+    def _give_up(self, failure: BaseException) -> None:
+        if self._connection_record is not None:  # else it is back already
+            try:
+                self.invalidate(failure)
+            except Exception as error:
+                log.warning("%r: %r", self._pool, error)  # a listener's
+
     def _checkin(self, transaction_was_reset: bool = False) -> None:
         record, error = self._connection_record, sys.exc_info()[1]
         try:
