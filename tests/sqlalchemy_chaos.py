@@ -160,7 +160,7 @@ def test_a_handshake_interrupted_costs_no_slot(db, proxy_to, stream):  # noqa: F
     engine.connect().close()
     length = len(getattr(proxy.links[1], stream))
     assert length > 30
-    for turn, k in enumerate(range(0, length + 1, 3 if length > 200 else 1)):
+    for turn, k in enumerate(range(0, length + 1, 5 if length > 200 else 1)):
         let_go()
         proxy.script = [hang(k, stream)]
         ending = ENDINGS[turn % 2]
