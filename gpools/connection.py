@@ -452,7 +452,7 @@ class ConnectionPool(Pool[T], ConnectionCore):
             if book.limiter is not None:
                 token = book.limiter.get()
             generation, begun = book.life.generation, monotonic()
-            item = self.create()
+            item = _fork.making(self.create)
             if item is None:
                 raise PoolError(f"create() returned None instead of an item; {self!r}")
             if self._known(item) or id(item) in book.going:
@@ -478,7 +478,7 @@ class ConnectionPool(Pool[T], ConnectionCore):
         book.counters.created += 1
         self._tell("created")
         try:
-            self._adopt(item)
+            _fork.making(partial(self._adopt, item))
             if line.refusal is not None:  # closed while create() ran
                 raise line.refusal()
         except BaseException as error:

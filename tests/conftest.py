@@ -4,7 +4,7 @@ import gevent
 import pytest
 from gevent.hub import Hub
 
-from tests.databases import MariadbServer, MemcachedServer, PostgresServer
+from tests.databases import MariadbServer, MemcachedServer, MysqlServer, PostgresServer
 from tests.proxy import FaultProxy
 from tests.servers import HttpServer, RedisServer, require_server
 from tests.ssh_server import SshServer
@@ -44,7 +44,8 @@ redis_server = shared_fixture(RedisServer)  # no data, no clients, counts at 0
 http_server = shared_fixture(HttpServer)  # no connections, counts at 0
 memcached_server = shared_fixture(MemcachedServer)  # no data
 postgres_server = shared_fixture(PostgresServer)
-mariadb_server = shared_fixture(MariadbServer)
+# Or what GPOOLS_MYSQLD names.
+mariadb_server = shared_fixture(MariadbServer if MysqlServer.missing() else MysqlServer)
 ssh_server = shared_fixture(SshServer)
 
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import resource
 import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -22,9 +23,10 @@ import pytest
 import redis
 from gevent import socket
 from gevent.event import Event
+from gevent.selectors import GeventSelector
 from greenlet import greenlet
 
-from gpools import ConnectionPool, HttpPool, NotInUse, PoolTimeout, RedisPool, _creator
+from gpools import ConnectionPool, HttpPool, NotInUse, PoolTimeout, RedisPool, _creator, _fork
 from tests.waiting import settle, spawn, until
 
 pytestmark = [
@@ -376,6 +378,77 @@ def test_a_creation_copied_into_a_child_does_no_harm(in_gevent_child):
     assert caller.get(block=False) is wires[0]
     wires[0].ask()
     assert wires[0].heard() == b"ask."
+
+
+def read(sock):
+    return sock.recv(5)
+
+
+def select_and_read(sock):
+    with GeventSelector() as selector:
+        selector.register(sock.fileno(), selectors.EVENT_READ)
+        selector.select()
+    return sock.recv(5)
+
+
+@pytest.mark.parametrize("wait", [read, select_and_read])
+def test_the_copy_of_a_greenlet_that_connects_hears_nothing_of_the_parents_server(
+    in_gevent_child, wait
+):
+    """It read the greeting, and the parent waited for that for ever."""
+    sock, server = socket.socketpair()
+    connecting = spawn(_fork.making, lambda: _fork.making(lambda: wait(sock)))
+    settle()
+
+    def child():
+        until(connecting.ready)
+        return type(connecting.exception)
+
+    assert issubclass(in_gevent_child(child), OSError)
+    server.sendall(b"hello")
+    assert connecting.get(timeout=5) == b"hello"
+    assert not _fork._makers
+    sock.close()
+    server.close()
+
+
+@pytest.mark.parametrize("verb", ["create", "_adopt"])
+@pytest.mark.parametrize("max_creating", [None, 1])
+def test_a_child_hears_nothing_of_what_its_parent_connects(in_gevent_child, verb, max_creating):
+    sock, server = socket.socketpair()
+    heard = []
+
+    class Greeted(ConnectionPool):
+        def create(self):
+            return self.greeted(sock, "create")
+
+        def _adopt(self, item):
+            self.greeted(item, "_adopt")
+
+        def greeted(self, wire, when):
+            if when == verb:
+                try:
+                    heard.append(wire.recv(5))
+                except OSError:
+                    heard.append("nothing")
+                    raise
+            return wire
+
+    pool = Greeted(max_size=1, max_creating=max_creating)
+    connecting = spawn(pool.get, timeout=30)
+    settle()
+
+    def child():
+        until(lambda: heard)
+        return heard
+
+    assert in_gevent_child(child) == ["nothing"]
+    server.sendall(b"hello")
+    assert connecting.get(timeout=5) is sock
+    assert heard == [b"hello"]
+    pool.put(sock)
+    pool.close()
+    server.close()
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "scheduled"])
