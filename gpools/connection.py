@@ -357,7 +357,9 @@ class ConnectionPool(Pool[T], ConnectionCore):
             reason = self._judge(entry, item)
             if line is not self._line:  # forked while check() ran
                 return self._get_slowly()
-            if reason is None:
+            # However short max_age is, who has made an item gets it, or would make
+            # one after the other.
+            if reason is None or (reason == "max_age" and granted is SLOT):
                 hold(book, line, entry, monotonic())
                 return item
             # His item was no good, his turn was not: he keeps his place.
