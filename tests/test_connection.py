@@ -5,7 +5,8 @@ import logging
 import math
 import queue
 import re
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 
 import gevent
 import pytest
@@ -171,6 +172,27 @@ def test_default_check_and_reset_do_nothing():
 def test_create_must_be_given():
     with pytest.raises(NotImplementedError, match="create="):
         ConnectionPool().get()
+
+
+def test_a_pool_whose_constructor_never_ran_raises_an_error():
+    class Forgetful(ConnectionPool):
+        def __init__(self):
+            self.host = "db1"
+
+        def create(self):
+            return Conn()
+
+    pool = Forgetful()
+    back = [partial(way, Conn()) for way in (pool.put, pool.discard)]
+    for call in (pool.get, pool.item().__enter__, *back):
+        with pytest.raises(AttributeError):
+            call()
+
+
+def test_a_block_that_was_never_entered_cannot_be_left(pool):
+    with pytest.raises(AttributeError), ExitStack() as stack:
+        stack.push(pool.item())
+    assert pool.free() == 2
 
 
 def test_no_verb_is_called_that_was_not_meant(pool, gate):
