@@ -128,6 +128,29 @@ def test_keyword_wins_over_subclass():
     assert item.done == ["keyword"]
 
 
+def test_what_is_set_on_pool_is_not_for_connections(monkeypatch):
+    """As a tracing library does it; a plain put would not reset the item."""
+    pool = ConnectionPool(create=Conn, reset=lambda item: item.note("reset"))
+    for name in ("get", "put", "item"):
+        monkeypatch.setattr(Pool, name, never)
+    with pool.item() as item:
+        pass
+    assert item.done == ["reset"]
+
+
+def test_bases_after_connection_pool_do_not_go_before_it():
+    class Numbers(Pool):
+        get = put = item = never
+
+    class Conns(ConnectionPool, Numbers):
+        pass
+
+    pool = Conns(create=Conn)
+    with pool.item():
+        pass
+    assert pool.stats().idle == 1
+
+
 def test_verb_may_be_a_method_of_the_item():
     pool = ConnectionPool(create=Conn, destroy=Conn.quit)
     item = pool.get()
