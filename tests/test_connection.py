@@ -7,6 +7,7 @@ import queue
 import re
 from contextlib import ExitStack, suppress
 from functools import partial
+from typing import get_type_hints
 
 import gevent
 import pytest
@@ -149,6 +150,14 @@ def test_bases_after_connection_pool_do_not_go_before_it():
     with pool.item():
         pass
     assert pool.stats().idle == 1
+
+
+def test_annotations_can_be_read_while_it_runs():
+    """As checkers of types at run time and makers of documentation do."""
+    for kind in (Pool, ConnectionPool):
+        for name in ("get", "put", "item", "reset"):
+            if hasattr(kind, name):
+                assert "return" in get_type_hints(getattr(kind, name))
 
 
 def test_verb_may_be_a_method_of_the_item():
