@@ -193,6 +193,8 @@ class Line:
             self.waiters.pop(me, None)
             if self.budget is not None:
                 self.budget.note(self)
+            # What killed him is his value, and has this frame: a cycle.
+            del me
             raise
 
     def keep_place(self, arrived: float) -> greenlet:
