@@ -55,6 +55,8 @@ def compile_core(root: Path, into: Path) -> list[Path]:
             [Extension(f"gpools.{name}", [f"gpools/{name}.py"]) for name in MODULES],
             build_dir=str(into),
             language_level=3,
+            # What is not set is None in C, and to look into that ends the process.
+            compiler_directives={"nonecheck": True},
             quiet=True,
         )
         command = Distribution({"name": "gpools", "ext_modules": extensions}).get_command_obj(

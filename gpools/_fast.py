@@ -31,7 +31,7 @@ class Missing(Enum):
 MISSING: Final = Missing.MISSING
 
 # By a name that the compiler does not know, for it would turn 5 into 5.0.
-Seconds: TypeAlias = "float | None"
+Seconds: TypeAlias = float | None
 
 
 class Item:

@@ -101,10 +101,10 @@ class Line:
         "waiters",
     )
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: Any) -> None:  # an int would be made of it by the compiler
         self.idle: deque[Any] = deque()  # left end: next to go out
         self.size = 0
-        self.limit = limit
+        self.limit: int = limit
         # In order of arrival, each with its time.  A waiter that dies leaves
         # from anywhere in the line at once; a deque would have to be searched.
         self.waiters: OrderedDict[greenlet, float] = OrderedDict()
@@ -193,6 +193,8 @@ class Line:
             self.waiters.pop(me, None)
             if self.budget is not None:
                 self.budget.note(self)
+            # What killed him is his value, and has this frame: a cycle.
+            del me
             raise
 
     def keep_place(self, arrived: float) -> greenlet:

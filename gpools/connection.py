@@ -219,6 +219,11 @@ class ConnectionPool(Pool[T], ConnectionCore):
             self, *, timeout: float | Missing | None = MISSING
         ) -> AbstractContextManager[T]: ...
 
+    else:
+        # Its own, for a Pool.put that somebody replaced is not for connections.
+        get, put, item = ConnectionCore.get, ConnectionCore.put, ConnectionCore.item
+        reset = ConnectionCore.reset
+
     def discard(self, item: T) -> None:
         """Destroy *item*, which came from `get`, instead of putting it back.
 

@@ -60,6 +60,21 @@ def test_a_storm_loses_nothing_of_a_compiled_pool(checkout):
     assert tests.returncode == 0, tests.stdout[-20_000:] + tests.stderr
 
 
+def test_a_wheel_that_nobody_asked_to_compile_holds_no_extension(checkout, tmp_path):
+    """Those that lie in the checkout are for one platform, and the wheel is for all."""
+    built = run(
+        *("-m", "build", "--no-isolation", "--outdir", tmp_path, checkout),
+        cwd=checkout,
+        GPOOLS_COMPILE="0",
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    [wheel] = tmp_path.glob("*-none-any.whl")
+    [sdist] = tmp_path.glob("*.tar.gz")
+    for archive, form in ((wheel, "zip"), (sdist, "gztar")):
+        shutil.unpack_archive(archive, tmp_path / form, form)
+        assert not list((tmp_path / form).rglob("*.so"))
+
+
 def test_the_wheel_holds_the_extensions_and_their_sources(checkout, tmp_path):
     built = run(
         *("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, checkout),

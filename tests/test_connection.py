@@ -5,7 +5,9 @@ import logging
 import math
 import queue
 import re
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import get_type_hints
 
 import gevent
 import pytest
@@ -127,6 +129,37 @@ def test_keyword_wins_over_subclass():
     assert item.done == ["keyword"]
 
 
+def test_what_is_set_on_pool_is_not_for_connections(monkeypatch):
+    """As a tracing library does it; a plain put would not reset the item."""
+    pool = ConnectionPool(create=Conn, reset=lambda item: item.note("reset"))
+    for name in ("get", "put", "item"):
+        monkeypatch.setattr(Pool, name, never)
+    with pool.item() as item:
+        pass
+    assert item.done == ["reset"]
+
+
+def test_bases_after_connection_pool_do_not_go_before_it():
+    class Numbers(Pool):
+        get = put = item = never
+
+    class Conns(ConnectionPool, Numbers):
+        pass
+
+    pool = Conns(create=Conn)
+    with pool.item():
+        pass
+    assert pool.stats().idle == 1
+
+
+def test_annotations_can_be_read_while_it_runs():
+    """As checkers of types at run time and makers of documentation do."""
+    for kind in (Pool, ConnectionPool):
+        for name in ("get", "put", "item", "reset"):
+            if hasattr(kind, name):
+                assert "return" in get_type_hints(getattr(kind, name))
+
+
 def test_verb_may_be_a_method_of_the_item():
     pool = ConnectionPool(create=Conn, destroy=Conn.quit)
     item = pool.get()
@@ -171,6 +204,27 @@ def test_default_check_and_reset_do_nothing():
 def test_create_must_be_given():
     with pytest.raises(NotImplementedError, match="create="):
         ConnectionPool().get()
+
+
+def test_a_pool_whose_constructor_never_ran_raises_an_error():
+    class Forgetful(ConnectionPool):
+        def __init__(self):
+            self.host = "db1"
+
+        def create(self):
+            return Conn()
+
+    pool = Forgetful()
+    back = [partial(way, Conn()) for way in (pool.put, pool.discard)]
+    for call in (pool.get, pool.item().__enter__, *back):
+        with pytest.raises(AttributeError):
+            call()
+
+
+def test_a_block_that_was_never_entered_cannot_be_left(pool):
+    with pytest.raises(AttributeError), ExitStack() as stack:
+        stack.push(pool.item())
+    assert pool.free() == 2
 
 
 def test_no_verb_is_called_that_was_not_meant(pool, gate):

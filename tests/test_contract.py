@@ -669,6 +669,20 @@ def test_dropped_pool_that_saw_a_timeout_dies_at_once(kind, ask):
 
 
 @pytest.mark.usefixtures("no_gc")
+def test_dropped_pool_whose_waiter_was_killed_dies_at_once(kind):
+    pool = kind(max_size=1, create=users.Line)
+    item = pool.get()
+    waiter = spawn(pool.get)
+    settle()
+    waiter.kill()
+    pool.put(item)
+    settle()
+    seen = weakref.ref(pool)
+    del pool, waiter
+    assert seen() is None
+
+
+@pytest.mark.usefixtures("no_gc")
 def test_dropped_pool_whose_create_failed_dies_at_once(kind):
     pool = kind(max_size=1, create=Gate(error))
     with suppress(OSError):

@@ -587,6 +587,23 @@ def test_changed_settings_do_not_reach_the_next_user(http_server, http_pool, how
             assert ask(http, http_server, redirect="/there")[1]["path"] == "/there"
 
 
+class Untold:
+    """A cache, say in a table, that cannot be compared."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise ValueError("the truth value of a table is ambiguous")
+
+
+def test_a_cache_that_cannot_be_compared_costs_no_client():
+    pool = HttpPool(max_size=1, create=lambda: httplib2.Http(Untold()))
+    with pool.item() as http:
+        pass
+    with pool.item() as again:
+        assert again is http
+
+
 TERMS = {
     "timeout": 1000,
     "proxy_info": None,

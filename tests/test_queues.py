@@ -1,6 +1,7 @@
 """FairLifoQueue, alone and inside the libraries that take one."""
 
 import json
+import math
 import queue
 import subprocess
 import sys
@@ -191,6 +192,15 @@ def test_single_greenlet_sees_the_standard_queue(maxsize, operations):
     for operation in operations:
         assert perform(ours, *operation) == perform(theirs, *operation)
         assert (ours.qsize(), ours.full()) == (theirs.qsize(), theirs.full())
+
+
+@pytest.mark.parametrize(("maxsize", "holds"), [(2.5, 3), (math.inf, 100)])
+def test_size_need_not_be_whole(maxsize, holds):
+    for q in (FairLifoQueue(maxsize), queue.LifoQueue(maxsize)):
+        for item in range(holds):
+            assert not q.full()
+            q.put_nowait(item)
+        assert q.full() is (holds > maxsize)
 
 
 @given(st.lists(st.sampled_from("gptk"), max_size=60), st.integers(0, 3))

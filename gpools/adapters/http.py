@@ -215,7 +215,7 @@ class _Settings:
         others = found.keys() & _CONNECTIONS
         return (
             len(found) - len(others) == len(self.attributes)
-            and all(found.get(name, _GONE) == value for name, value in self.attributes.items())
+            and all(_same(found.get(name, _GONE), value) for name, value in self.attributes.items())
             and http.credentials.credentials == self.credentials
             and http.certificates.credentials == self.certificates
         )
@@ -229,6 +229,11 @@ class _Settings:
         http.credentials, http.certificates = own
         http.credentials.credentials = list(self.credentials)
         http.certificates.credentials = list(self.certificates)
+
+
+def _same(one: object, other: object) -> bool:
+    # Identity first, as where containers are compared: a cache may answer == as it likes.
+    return one is other or bool(one == other)
 
 
 class _Clients:
