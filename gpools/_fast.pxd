@@ -3,7 +3,7 @@ cimport cython
 from gpools cimport _direct
 from gpools._book cimport Book
 from gpools._line cimport Line
-from gpools.lifecycle cimport Entry
+from gpools.lifecycle cimport Entry, Lifecycle
 
 
 @cython.freelist(8)

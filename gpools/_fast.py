@@ -1,25 +1,31 @@
-"""The idle paths: what `Pool` and `ConnectionPool` do where nobody waits and nothing is amiss.
+"""What each `get` and `put` of a `Pool` or a `ConnectionPool` runs through.
 
 This module runs as it is, and can be compiled, with the types of ``_fast.pxd``.
 A compiled class can have no `typing.Generic` among its bases, and nothing can
 be set on it from outside, so the public classes, which are both, derive from
-these.  What is slow anyway is theirs.
+these.  What is rare, or slow anyway, is theirs.
 """
 
 from __future__ import annotations
 
+import logging
 from enum import Enum
+from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
-from gevent import getcurrent
+from gevent import Timeout, getcurrent, spawn_raw
 
 from gpools import _direct
 from gpools._book import Book
-from gpools._line import Line
+from gpools._holders import item_name
+from gpools._line import NOTHING, SLOT, Line
 from gpools._within import within
-from gpools.lifecycle import BETWEEN, IN_USE, Entry
+from gpools.errors import PoolFull, PoolShed
+from gpools.lifecycle import BETWEEN, IN_USE, Entry, Lifecycle
+
+log = logging.getLogger("gpools")
 
 
 class Missing(Enum):
@@ -126,6 +132,8 @@ class Core:
         line = self._line
         if line.idle and not line.waiters:
             return line.idle.popleft()
+        if timeout is None:
+            return self._get_slowly()
         return within(timeout, self._get_slowly, self._timeout_error)
 
     def put(self: Any, item: Any) -> None:
@@ -157,6 +165,16 @@ class Core:
         use._timeout = MISSING if timeout is None else timeout
         use._item = MISSING
         return use
+
+    def _get_slowly(self: Any) -> Any:
+        granted = self._line.take()
+        if granted is NOTHING:
+            return self._get_in_line()
+        return self._make_item() if granted is SLOT else granted
+
+    def _get_in_line(self: Any) -> Any:
+        granted = self._line.wait()
+        return self._make_item() if granted is SLOT else granted
 
 
 class ConnectionCore(Core):
@@ -197,6 +215,8 @@ class ConnectionCore(Core):
                 return item
             line.idle.appendleft(item)
         seconds = book.timeout if timeout is MISSING else timeout
+        if seconds is None:
+            return self._get_slowly()
         return within(seconds, self._get_slowly, self._timeout_error)
 
     def put(self: Any, item: Any) -> None:
@@ -230,6 +250,104 @@ class ConnectionCore(Core):
         use._timeout = timeout
         use._item = MISSING
         return use
+
+    def _get_slowly(self: Any) -> Any:
+        self._belong_here()
+        line = self._line
+        book = self._book
+        begun = monotonic()
+        arrived = None  # known once he comes back with nothing
+        while True:
+            if line.refusal is not None:
+                raise line.refusal()
+            granted = line.take(inf if arrived is None else arrived)
+            if granted is NOTHING:
+                granted = self._stand(arrived)
+            if line is not self._line:  # forked while he stood there: that is the parent's
+                return self._get_slowly()
+            item = self._new() if granted is SLOT else granted
+            entry: Entry = book.items[id(item)]
+            reason = self._judge(entry, item)
+            if line is not self._line:  # forked while check() ran
+                return self._get_slowly()
+            # However short max_age is, who has made an item gets it, or would make
+            # one after the other.
+            if reason is None or (reason == "max_age" and granted is SLOT):
+                hold(book, line, entry, monotonic())
+                return item
+            # His item was no good, his turn was not: he keeps his place.
+            arrived = begun
+            place = line.keep_place(arrived)
+            try:
+                self._let_go(reason, item)
+                if reason == "hung":  # so would the next check: none of them is tried
+                    self._drop_all_idle(reason)
+            finally:
+                line.give_up_place(place)
+
+    def _get_in_line(self: Any) -> Any:
+        return self._get_slowly()
+
+    def _stand(self: Any, arrived: Seconds) -> Any:
+        line = self._line
+        book = self._book
+        if arrived is None:
+            if book.creator is not None:
+                book.creator.refuse_newcomers()
+            if book.max_waiting is not None and len(line.waiters) >= book.max_waiting:
+                raise PoolFull(
+                    f"{len(line.waiters)} callers wait already and max_waiting is "
+                    f"{book.max_waiting}; {self!r}"
+                )
+        begun = monotonic()
+        try:
+            return line.wait(arrived)
+        except PoolShed:
+            book.counters.shed += 1
+            self._tell("shed")
+            raise
+        finally:
+            book.counters.waits += 1
+            book.counters.wait_seconds += monotonic() - begun
+
+    def _judge(self: Any, entry: Entry, item: Any) -> str | None:
+        """Tell why an item just taken may not go out, or None if it may.  May switch."""
+        life: Lifecycle = self._book.life
+        now = monotonic()
+        reason = life.verdict(entry, now, self._spare())
+        if reason is not None or not life.check_due(entry, now):
+            return reason
+        entry.state = BETWEEN
+        try:
+            sound: bool | None = self._checked(item)
+        except Exception as error:
+            # By another greenlet, for a handler may wait, and be killed there.
+            spawn_raw(log.info, "%r: check of %s failed: %r", self, item_name(item), error)
+            sound = False
+        except BaseException:
+            # Interrupted at an unknown byte; the slot must come free.
+            self._let_go("check", item)
+            raise
+        if not sound:
+            self._doubt_all()
+            return "hung" if sound is None else "check"
+        # While check() ran, the pool may have been closed or recycled.
+        return "closed" if self.closed else life.verdict(entry, monotonic())
+
+    def _checked(self: Any, item: Any) -> bool | None:
+        """Check *item*; None if that was cut off."""
+        if self._book.check_timeout is None:
+            return bool(self.check(item))
+        timer = Timeout.start_new(self._book.check_timeout)
+        try:
+            return bool(self.check(item))
+        except Timeout as fired:
+            if fired is not timer:
+                raise
+            return None
+        finally:
+            timer.close()
+            del timer  # it is the error too, and would keep this frame alive
 
 
 def hold(book: Book, line: Line, entry: Entry, now: float) -> None:

@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from inspect import signature
-from math import inf
 from numbers import Real
 from random import random
 from time import monotonic
@@ -44,9 +43,8 @@ from gpools._aside import aside, each_aside
 from gpools._book import Book, Limiter, enter, same
 from gpools._creator import Creator
 from gpools._direct import current_thread
-from gpools._fast import MISSING, ConnectionCore, Missing, Use, hold, take_back
+from gpools._fast import MISSING, ConnectionCore, Missing, Use, take_back
 from gpools._holders import Hold, item_name
-from gpools._line import NOTHING, SLOT
 from gpools._shed import CoDel
 from gpools._sweeper import Sweeper
 from gpools._within import within
@@ -55,8 +53,6 @@ from gpools.errors import (
     NotInUse,
     PoolClosed,
     PoolError,
-    PoolFull,
-    PoolShed,
     PoolTimeout,
     WrongThread,
 )
@@ -344,99 +340,6 @@ class ConnectionPool(Pool[T], ConnectionCore):
         self.close()
 
     # Getting.
-
-    def _get_slowly(self) -> T:
-        self._belong_here()
-        line, book, begun = self._line, self._book, monotonic()
-        arrived = None  # known once he comes back with nothing
-        while True:
-            if line.refusal is not None:
-                raise line.refusal()
-            granted = line.take(inf if arrived is None else arrived)
-            if granted is NOTHING:
-                granted = self._stand(arrived)
-            if line is not self._line:  # forked while he stood there: that is the parent's
-                return self._get_slowly()
-            item = self._new() if granted is SLOT else granted
-            entry = book.items[id(item)]
-            reason = self._judge(entry, item)
-            if line is not self._line:  # forked while check() ran
-                return self._get_slowly()
-            # However short max_age is, who has made an item gets it, or would make
-            # one after the other.
-            if reason is None or (reason == "max_age" and granted is SLOT):
-                hold(book, line, entry, monotonic())
-                return item
-            # His item was no good, his turn was not: he keeps his place.
-            arrived = begun
-            place = line.keep_place(arrived)
-            try:
-                self._let_go(reason, item)
-                if reason == "hung":  # so would the next check: none of them is tried
-                    self._drop_all_idle(reason)
-            finally:
-                line.give_up_place(place)
-
-    _get_in_line = _get_slowly
-
-    def _stand(self, arrived: float | None) -> Any:
-        line, book = self._line, self._book
-        if arrived is None:
-            if book.creator is not None:
-                book.creator.refuse_newcomers()
-            if book.max_waiting is not None and len(line.waiters) >= book.max_waiting:
-                raise PoolFull(
-                    f"{len(line.waiters)} callers wait already and max_waiting is "
-                    f"{book.max_waiting}; {self!r}"
-                )
-        begun = monotonic()
-        try:
-            return line.wait(arrived)
-        except PoolShed:
-            book.counters.shed += 1
-            self._tell("shed")
-            raise
-        finally:
-            book.counters.waits += 1
-            book.counters.wait_seconds += monotonic() - begun
-
-    def _judge(self, entry: Entry, item: T) -> str | None:
-        """Tell why an item just taken may not go out, or None if it may.  May switch."""
-        life, now = self._book.life, monotonic()
-        reason = life.verdict(entry, now, self._spare())
-        if reason is not None or not life.check_due(entry, now):
-            return reason
-        entry.state = BETWEEN
-        try:
-            sound: bool | None = self._checked(item)
-        except Exception as error:
-            # By another greenlet, for a handler may wait, and be killed there.
-            spawn_raw(log.info, "%r: check of %s failed: %r", self, item_name(item), error)
-            sound = False
-        except BaseException:
-            # Interrupted at an unknown byte; the slot must come free.
-            self._let_go("check", item)
-            raise
-        if not sound:
-            self._doubt_all()
-            return "hung" if sound is None else "check"
-        # While check() ran, the pool may have been closed or recycled.
-        return "closed" if self.closed else life.verdict(entry, monotonic())
-
-    def _checked(self, item: T) -> bool | None:
-        """Check *item*; None if that was cut off."""
-        if self._book.check_timeout is None:
-            return bool(self.check(item))
-        timer = Timeout.start_new(self._book.check_timeout)
-        try:
-            return bool(self.check(item))
-        except Timeout as fired:
-            if fired is not timer:
-                raise
-            return None
-        finally:
-            timer.close()
-            del timer  # it is the error too, and would keep this frame alive
 
     def _doubt_all(self) -> None:
         book = self._book

@@ -18,7 +18,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gpools._fast import Core
-from gpools._line import NOTHING, SLOT, Line
+from gpools._line import Line
 from gpools._within import within
 from gpools.errors import PoolTimeout
 
@@ -137,6 +137,8 @@ class Pool(Core, Generic[T]):
 
         def put(self, item: T) -> None: ...
 
+        def _get_in_line(self) -> T: ...
+
         def item(self, *, timeout: float | None = None) -> AbstractContextManager[T]: ...
 
     def resize(self, new_size: int) -> None:
@@ -197,16 +199,6 @@ class Pool(Core, Generic[T]):
             f"<{type(self).__name__}{name} {idle} idle, {line.size - idle} in use, "
             f"{len(line.waiters)} waiting, max {line.limit}>"
         )
-
-    def _get_slowly(self) -> T:
-        granted = self._line.take()
-        if granted is NOTHING:
-            return self._get_in_line()
-        return self._make_item() if granted is SLOT else granted
-
-    def _get_in_line(self) -> T:
-        granted = self._line.wait()
-        return self._make_item() if granted is SLOT else granted
 
     def _make_item(self) -> T:
         """Fill a slot that is already taken; may switch."""

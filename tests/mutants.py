@@ -244,12 +244,12 @@ MUTANTS = [
             "self.reset(item)\n        except Exception",
         ),
     ),
-    connection(
+    fast(
         "a check that is killed loses the item",
         "all verbs switch",
         ('self._let_go("check", item)\n            raise', "raise"),
     ),
-    connection(
+    fast(
         "an item whose check said no goes out",
         "check fails",
         (
@@ -257,7 +257,7 @@ MUTANTS = [
             "if False:\n            self._doubt_all()",
         ),
     ),
-    connection(
+    fast(
         "an item goes out of a pool closed meanwhile",
         "closes",
         (
@@ -270,7 +270,7 @@ MUTANTS = [
         "closes",
         ("if line.refusal is not None:  # closed", "if False:  # closed"),
     ),
-    connection(
+    fast(
         "who finds a dead item loses its turn",
         "dead items, two slots",
         ("arrived = begun\n", "arrived = monotonic()\n"),
@@ -374,7 +374,7 @@ MUTANTS = [
         "put back inside",
         (" and self._entry.uses == self._uses", ""),
     ),
-    connection(
+    fast(
         "more stand in line than max_waiting",
         "max_waiting",
         ("len(line.waiters) >= book.max_waiting", "len(line.waiters) > book.max_waiting"),
@@ -406,7 +406,7 @@ MUTANTS = [
         "a dead item while it grows",
         ("if not first:  # a place", "if False:  # a place"),
     ),
-    connection(
+    fast(
         "a place is not given up by who is killed",
         "two dead items, three callers",
         (
@@ -415,7 +415,7 @@ MUTANTS = [
             "            else:\n                line.give_up_place(place)",
         ),
     ),
-    connection(
+    fast(
         "a place is kept for too long",
         "two dead items",
         (
@@ -423,12 +423,12 @@ MUTANTS = [
             "finally:\n                spawn_raw(spawn_raw, line.give_up_place, place)",
         ),
     ),
-    connection(
+    fast(
         "a check that hangs is not cut off",
         "check hangs",
         ("timer = Timeout.start_new(self._book.check_timeout)", "timer = Timeout.start_new(None)"),
     ),
-    connection(
+    fast(
         "the timer of a check goes on after it",
         "check takes too long",
         (
@@ -527,7 +527,7 @@ MUTANTS = [
         "made aside",
         ("pool._shelve(book.items[id(item)], item)", "pass"),
     ),
-    connection(
+    fast(
         "nobody looks at the age after a check",
         "recycled",
         ("if self.closed else life.verdict(entry, monotonic())", "if self.closed else None"),
