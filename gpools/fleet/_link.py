@@ -29,7 +29,7 @@ from gpools._fork import abandon
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._redis_connection import NO_NOTICES
 from gpools.errors import PoolError
-from gpools.fleet._resp import Push, Replies, ServerError, packed
+from gpools.fleet._resp import Push, Replies, ServerError, packed, written
 from gpools.fleet._script import SHA, SOURCE
 
 __all__ = ["Link", "Moved", "Refused", "Source"]
@@ -144,7 +144,12 @@ class Link:
         self._sock: Any = None
         self._watchers: tuple[Any, ...] = ()
         self._replies = Replies()
-        self._pending: deque[Callable[[Any], None]] = deque()  # in order of their commands
+        # In order of their commands: who hears the reply, and what to send again
+        # should the server not have the script.
+        self._pending: deque[tuple[Callable[[Any], None], int, bytes]] = deque()
+        self._by_name = written(["EVALSHA", SHA])
+        self._reading = False
+        self._then: deque[Callable[[], None]] = deque()  # to be called once all is read
         self._out = bytearray()  # what the kernel would not take yet
 
     @classmethod
@@ -178,23 +183,20 @@ class Link:
             self._close()
             _links.pop((id(self.hub), self.source.key, self.address), None)
 
-    def run(self, keys: tuple[bytes, ...], words: list[Any], heard: Callable[[Any], None]) -> None:
-        """Have the server run the script; *heard* gets the reply, or an Exception.
+    def run(self, count: int, words: bytes, heard: Callable[[Any], None]) -> None:
+        """Have the server run the script; *heard* gets the reply.
 
-        *words* begin with the operation; how to publish is put in after it.
+        *words* are *count* written ones: how many keys, the keys, the arguments.
         """
-        words = [len(keys), *keys, words[0], self.publish, *words[1:]]
+        self._pending.append((heard, count, words))
+        self._write(b"*%d\r\n%b%b" % (count + 2, self._by_name, words))
 
-        def answered(reply: Any) -> None:
-            if isinstance(reply, ServerError) and str(reply).startswith("NOSCRIPT"):
-                # Not run, so it may be sent again, with the script.
-                self._ask(packed("EVAL", SOURCE, *words), heard)
-            else:
-                if not (self._proven or isinstance(reply, ServerError)):
-                    self._proven, self._failures, self._last = True, 0, None
-                heard(reply)
-
-        self._ask(packed("EVALSHA", SHA, *words), answered)
+    def soon(self, act: Callable[[], None]) -> None:
+        """Have the hub call *act*; while it reads, as soon as it has read all."""
+        if self._reading:
+            self._then.append(act)
+        else:
+            self.hub.loop.run_callback(act)
 
     def fail(self, error: Exception) -> None:
         """Give the connection up and make another; to be called in the hub."""
@@ -303,10 +305,6 @@ class Link:
 
     # Reading and writing, in the hub or without switching.
 
-    def _ask(self, command: bytes, heard: Callable[[Any], None]) -> None:
-        self._pending.append(heard)
-        self._write(command)
-
     def _write(self, data: bytes) -> None:
         if self._sock is None:
             return  # `fail` is on its way, or was here
@@ -346,7 +344,19 @@ class Link:
     def _readable(self) -> None:
         if self._abandoned:
             return
-        sock = self._sock
+        self._reading = True
+        try:
+            self._read(self._sock)
+            self._reading = False
+            while self._then:
+                self._then.popleft()()
+        finally:
+            # One that has run a greenlet which ended with an error keeps none from the others.
+            self._reading = False
+            while self._then:
+                self.hub.loop.run_callback(self._then.popleft())
+
+    def _read(self, sock: Any) -> None:
         try:
             while sock is self._sock:
                 data = sock.recv(65536)
@@ -371,9 +381,21 @@ class Link:
             elif reply[0] == b"sunsubscribe" and reply[1] in self.members:
                 raise ConnectionError("the slot has moved to another node")
         elif self._pending:
-            self._pending.popleft()(reply)
+            self._answer(reply, *self._pending.popleft())
         elif isinstance(reply, ServerError):
             raise _explained(reply)
+
+    def _answer(self, reply: Any, heard: Callable[[Any], None], count: int, words: bytes) -> None:
+        if isinstance(reply, ServerError):
+            if str(reply).startswith("NOSCRIPT"):
+                # Not run, so it may be sent again, with the script.
+                self._pending.append((heard, count, words))
+                whole = written(["EVAL", SOURCE])
+                self._write(b"*%d\r\n%b%b" % (count + 2, whole, words))
+                return
+        elif not self._proven:
+            self._proven, self._failures, self._last = True, 0, None
+        heard(reply)
 
 
 _links: dict[Any, Link] = {}

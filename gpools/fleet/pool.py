@@ -14,6 +14,7 @@ from typing import Any, Literal
 from weakref import WeakSet
 
 from gevent import spawn_raw
+from gevent.monkey import get_original
 
 from gpools._within import within
 from gpools.connection import (
@@ -29,6 +30,8 @@ from gpools.fleet._watch import FleetStats, fleet_stats
 from gpools.pool import MISSING, Missing, _Item
 
 __all__ = ["DistributedTokenPool"]
+
+current_thread: Callable[[], int] = get_original("_thread", "get_ident")
 
 GOODBYE = 1.0  # seconds that close() waits for the server
 
@@ -164,6 +167,8 @@ class DistributedTokenPool:
         if token is not None:
             return token
         seconds = self._timeout if timeout is MISSING else timeout
+        if seconds is None:
+            return member.wait(block)
         return within(seconds, partial(member.wait, block), self._timeout_error)
 
     def put(self, token: Token) -> None:
@@ -174,14 +179,14 @@ class DistributedTokenPool:
         """
         self._belong_here()
         owner = getattr(token, "_member", None)
-        if isinstance(owner, Member) and owner.settings is self._settings and owner.over:
-            owner.out.discard(token)
-            return  # inherited by a fork, or given back by close() already
-        if owner is not self._member_now or owner is None:
+        if not isinstance(owner, Member) or owner.settings is not self._settings:
             raise NotInUse(f"{self!r} got back what it has not handed out: {token!r}")
-        if token not in owner.out:
+        if owner.over:
+            owner.out.discard(token)  # inherited by a fork, or given back by close() already
+        elif token not in owner.out:
             raise NotInUse(f"{self!r} got back {token!r} twice")
-        owner.give_back(token)
+        else:
+            owner.give_back(token)
 
     def item(self, *, timeout: float | Missing | None = MISSING) -> AbstractContextManager[Token]:
         """Take a token for the length of a ``with`` block; it goes back whatever happens there.
@@ -278,7 +283,8 @@ class DistributedTokenPool:
         return self._member_now
 
     def _belong_here(self) -> None:
-        self._thread = this_thread(self, self._thread)
+        if self._thread != current_thread():
+            self._thread = this_thread(self, self._thread)
 
     def _timeout_error(self, timeout: float) -> PoolTimeout:
         member = self._member_now
