@@ -1,9 +1,9 @@
-# make demo | make scorecard | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
+# make demo | make scorecard | make bench-fleet | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo scorecard test coverage lint clean
+.PHONY: demo scorecard bench-fleet test coverage lint clean
 # Two pips in one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -13,6 +13,11 @@ demo: $(VENV)/demo.stamp
 # Other pools and ours through the same chaos; three minutes, writes docs/scorecard.md.
 scorecard: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m demo.scorecard
+
+# The fleet pool beside its peers; a minute and a half, writes into docs/fleet.md.
+bench-fleet: $(VENV)/test.stamp
+	@$(PIP) install -qq redis-semaphore
+	@$(VENV)/bin/python -m benchmarks.fleet --write
 
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
