@@ -143,6 +143,7 @@ def is_master(server):
 
 def test_behind_a_sentinel_the_pool_follows_the_master(fleet, start_server):
     first, second = start_server(RedisServer), start_server(RedisServer)
+    first.call("CONFIG", "SET", "repl-diskless-sync-delay", 0)
     second.call("REPLICAOF", first.host, first.port)
     sentinel = start_server(SentinelServer, master=first)
     until(lambda: len(sentinel.call("SENTINEL", "REPLICAS", "service")) == 1, timeout=20)
