@@ -8,6 +8,7 @@ import select
 import signal
 import struct
 import time
+import weakref
 from contextlib import suppress
 from itertools import count
 from types import SimpleNamespace
@@ -333,7 +334,7 @@ def test_who_fails_as_it_is_served_keeps_nothing_from_the_others(fleet, redis_se
 def test_aborted_at_random_moments_nothing_leaks(fleet, redis_server, name, cut):
     a, b = fleet(redis_server, name, 3), fleet(redis_server, name, 3)
     inside, most, done = [0], [0], [0]
-    end = time.monotonic() + float(os.environ.get("GPOOLS_STRESS_SECONDS", 3))
+    end = time.monotonic() + float(os.environ.get("GPOOLS_STRESS_SECONDS", 1))
 
     def use(pool, rng):
         with pool.item(timeout=rng.choice([None, rng.random() * 0.01])):
@@ -350,7 +351,7 @@ def test_aborted_at_random_moments_nothing_leaks(fleet, redis_server, name, cut)
 
     def user(pool, seed):
         rng = random.Random(seed)
-        while time.monotonic() < end:
+        while time.monotonic() < end or done[0] <= 2000:
             how = rng.randrange(3)
             try:
                 if how == 0:
@@ -379,7 +380,6 @@ def test_aborted_at_random_moments_nothing_leaks(fleet, redis_server, name, cut)
     until(lambda: empty(a))
     until(lambda: empty(b))
     assert most[0] == 3
-    assert done[0] > 200
     tokens = [a.get(timeout=1) for _ in range(3)]
     [a.put(token) for token in tokens]
 
@@ -791,9 +791,66 @@ def test_a_client_of_redis_py_is_as_good_as_its_url(fleet, redis_server, name):
     client.close()
 
 
-def test_a_dropped_pool_that_was_never_used_is_collected():
-    import weakref
+# Dropped without close.
 
+
+def test_a_dropped_pool_that_was_never_used_is_collected():
     pool = weakref.ref(DistributedTokenPool("redis://127.0.0.1:1", "x", 1))
     gc.collect()
     assert pool() is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep": 1, "fast_reclaim": True}])
+def test_a_dropped_pool_leaves_and_its_connection_is_closed(redis_server, name, settings):
+    pool = DistributedTokenPool(redis_server.url, name, 1, grace=0, **settings)
+    pool.put(pool.get())
+    pool.stats()
+    member = weakref.ref(pool._member_now)
+    del pool
+
+    def gone():
+        gc.collect()
+        return member() is None
+
+    key = f"gp:{{{name}}}"
+    until(lambda: redis_server.call("EXISTS", f"{key}:s", f"{key}:t") == 0)
+    until(lambda: redis_server.stats()["open"] == 0)
+    until(gone)
+
+
+def test_a_dropped_pool_with_a_token_out_stays_counted(fleet, redis_server, name):
+    """Its use may go on, and nobody can put it back."""
+    token = DistributedTokenPool(redis_server.url, name, 2, grace=0, lease=0.3).get()
+    gc.collect()
+    other = fleet(redis_server, name, lease=0.3)
+    gevent.sleep(0.5)
+    assert used(other) == 1
+    assert token.valid
+    token._member.close(None)
+    token._member.end()
+
+
+def test_a_dropped_pool_in_an_outage_is_collected(name):
+    pool = DistributedTokenPool(f"redis://127.0.0.1:{free_port()}", name, 1, timeout=0.05)
+    with suppress(PoolTimeout):
+        pool.get()
+    member = weakref.ref(pool._member_now)
+    del pool
+
+    def gone():
+        gc.collect()
+        return member() is None
+
+    until(gone)
+
+
+# Fewer calls.
+
+
+def test_a_pair_in_a_tight_loop_is_one_call(fleet, redis_server, name):
+    pool = fleet(redis_server, name)
+    pool.put(pool.get())
+    before = calls(redis_server)
+    for _ in range(200):
+        pool.put(pool.get())
+    assert calls(redis_server) - before < 210

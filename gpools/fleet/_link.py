@@ -301,7 +301,7 @@ class Link:
         # Once for each kind of trouble; by another greenlet, for a handler may wait.
         if not isinstance(error, Moved) and self._last != type(error).__name__:
             self._last = type(error).__name__
-            spawn_raw(log.warning, "the connection of a fleet pool is down: %s", error)
+            spawn_raw(log.warning, "the connection of a fleet pool is down: %s", str(error))
 
     # Reading and writing, in the hub or without switching.
 

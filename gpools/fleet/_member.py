@@ -44,6 +44,7 @@ log = logging.getLogger("gpools")
 
 SAFE = 0.98  # of a lease is ours
 AT_ONCE = 500  # wants and cancels in one step
+GOODBYE = 1.0  # seconds that are waited for the server to have noted it
 IN_A_ROW = 0.005  # seconds in which greenlets run before the hub looks after others
 JITTER = 0.05  # seconds, so that not all who wait ask at the same moment
 NOTHING_ELSE = written(["", "", 0])  # of a step: no waiter to look for, no size, no cancels
@@ -266,6 +267,21 @@ class Member:
             result.set(None)
         self.ready, self.flying = False, None
         return result
+
+    def drop(self) -> None:
+        """Leave: the program has dropped the pool without closing it.
+
+        Nobody can put what is out, and its use may go on: that stays counted.
+        """
+        if not (self.over or self.out):
+            spawn_raw(self._say_goodbye)
+
+    def _say_goodbye(self) -> None:
+        result = self.close(partial(closed_error, self.settings.name))
+        try:
+            result.wait(GOODBYE)
+        finally:
+            self.end()
 
     def end(self) -> None:
         """Leave the link, and have no timer."""

@@ -11,7 +11,7 @@ from functools import partial
 from math import isfinite
 from types import TracebackType
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from gevent import spawn_raw
 from gevent.monkey import get_original
@@ -25,15 +25,13 @@ from gpools.connection import (
 from gpools.errors import NotInUse, PoolTimeout
 from gpools.fleet import _link
 from gpools.fleet._link import Source
-from gpools.fleet._member import Member, Token, closed_error, info_of_this_process
+from gpools.fleet._member import GOODBYE, Member, Token, closed_error, info_of_this_process
 from gpools.fleet._watch import FleetStats, fleet_stats
 from gpools.pool import MISSING, Missing, _Item
 
 __all__ = ["DistributedTokenPool"]
 
 current_thread: Callable[[], int] = get_original("_thread", "get_ident")
-
-GOODBYE = 1.0  # seconds that close() waits for the server
 
 
 @dataclass(frozen=True)
@@ -277,9 +275,11 @@ class DistributedTokenPool:
         if self._closed:
             raise closed_error(self.name)
         if self._member_now is None:
-            self._member_now = Member(self._settings, self._source)
+            member = self._member_now = Member(self._settings, self._source)
+            # The link holds it, and it must not hold the pool.
+            finalize(self, _drop, member).atexit = False
             if self._fast_reclaim:
-                spawn_raw(_bury_the_dead, self._member_now)
+                spawn_raw(_bury_the_dead, member)
         return self._member_now
 
     def _belong_here(self) -> None:
@@ -322,6 +322,12 @@ class DistributedTokenPool:
         member = self._member_now
         if member is not None and member.ready and not member.abandoned:
             member.close(partial(closed_error, self.name))
+
+
+def _drop(member: Member) -> None:
+    # Wherever the pool was collected; where its hub is gone, all is.
+    with suppress(Exception):
+        member.hub.loop.run_callback_threadsafe(member.drop)
 
 
 def _bury_the_dead(member: Member) -> None:
