@@ -14,6 +14,7 @@ from itertools import count
 from types import SimpleNamespace
 
 import gevent
+import gevent.event
 import gevent.os
 import pytest
 import redis
@@ -233,6 +234,9 @@ def test_another_thread_is_refused(fleet, redis_server, name):
         ({"grace": float("inf")}, ValueError),
         ({"keep": -1}, ValueError),
         ({"on_lost": 3}, TypeError),
+        ({"leak_after": 0}, ValueError),
+        ({"leak_after": 1, "on_leak": 3}, TypeError),
+        ({"on_leak": print}, ValueError),
         ({"on_unavailable": "cry"}, TypeError),
         ({"client_or_url": 3}, TypeError),
         ({"client_or_url": "http://nowhere"}, ValueError),
@@ -789,6 +793,35 @@ def test_a_client_of_redis_py_is_as_good_as_its_url(fleet, redis_server, name):
     with a.item(timeout=5), b.item(timeout=5):
         assert used(a) == 2
     client.close()
+
+
+# Held for too long.
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_token_that_is_held_for_long_is_told_once(fleet, redis_server, name, caplog, keep):
+    told = []
+    settings = {"leak_after": 0.3, "on_leak": told.append, "keep": keep}
+    pool = fleet(redis_server, name, 2, lease=30.0, **settings)
+    pool.put(pool.get())
+
+    def holder():
+        with pool.item():
+            gevent.sleep(0.1)
+        with pool.item():
+            done.wait()
+
+    done = gevent.event.Event()
+    holding = spawn(holder)
+    until(lambda: told)
+    with pool.item():
+        pass
+    assert "a token is held for 0." in caplog.text
+    assert "done.wait()" in caplog.text
+    gevent.sleep(0.7)
+    assert [hold.greenlet for hold in told] == [holding]
+    done.set()
+    holding.get(timeout=2)
 
 
 # Dropped without close.

@@ -26,11 +26,13 @@ from functools import partial
 from random import random
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from gevent import get_hub, getcurrent, spawn, spawn_raw
 from gevent.event import AsyncResult
 from greenlet import greenlet
 
+from gpools._holders import Hold
 from gpools.errors import HubWouldBlock, PoolClosed, PoolTimeout, PoolUnavailable
 from gpools.fleet._link import Link, Moved, Refused, Source, trouble
 from gpools.fleet._resp import ServerError, written
@@ -137,6 +139,8 @@ class Member:
         self.told = False  # that the settings of the pool are others than ours
         # Ours.
         self.out: set[Token] = set()
+        # Of those out that may yet be held for too long, in order: since when, by whom.
+        self.holds: OrderedDict[Token, tuple[float, ref[greenlet]]] = OrderedDict()
         self.kept: deque[Token] = deque()
         self.wanted = False  # somebody waits somewhere: nothing is kept
         self.unsent = 0  # tokens that came back and the server still counts
@@ -181,7 +185,7 @@ class Member:
         """Take a token that was kept here."""
         if self.kept and clock() < self.deadline:
             token = self.kept.popleft()
-            self.out.add(token)
+            self._hand_out(token, getcurrent())
             return token
         return None
 
@@ -218,6 +222,7 @@ class Member:
         if self.deadline and clock() >= self.deadline:
             self._lapse()  # as long as it is out: its use went on when it was others'
         self.out.remove(token)
+        self.holds.pop(token, None)
         keep = self.settings.keep
         if (
             keep
@@ -625,9 +630,15 @@ class Member:
             waiter.greenlet.throw(what)
         else:
             token = Token(self, what)
-            self.out.add(token)
+            self._hand_out(token, waiter.greenlet)
             waiter.greenlet.switch(token)
         return True
+
+    def _hand_out(self, token: Token, holder: greenlet) -> None:
+        self.out.add(token)
+        if self.settings.leak_after is not None:
+            self.holds[token] = (clock(), ref(holder))
+            self._arm()
 
     def _serve_locally(self) -> None:
         """Without the server, let in as many as are safe; they are counted when it is back."""
@@ -707,6 +718,8 @@ class Member:
             due = min(due, self._look)
         if self.flying is not None:
             due = min(due, self.flying.sent + self.patience)
+        if self.holds:
+            due = min(due, self._leak_due())
         if due < self._armed - 0.001:
             if self._timer is not None:
                 self._timer.stop()
@@ -731,7 +744,23 @@ class Member:
             self.flush(always=True)
         elif now >= self._heartbeat:
             self._heartbeat = now + self.lease / 3
+        while self.holds and now >= self._leak_due():
+            self._report_leak(now)
         self._arm()
+
+    def _leak_due(self) -> float:
+        since, _ = next(iter(self.holds.values()))
+        return since + (self.settings.leak_after or 0.0)
+
+    def _report_leak(self, now: float) -> None:
+        token, (since, holder) = self.holds.popitem(last=False)
+        hold = Hold(token, holder(), now - since)
+        name = self.settings.name
+        spawn_raw(
+            log.warning, "fleet pool %r: a token is held for %s\n%s", name, hold, hold.stack()
+        )
+        if self.settings.on_leak is not None:
+            spawn(self.settings.on_leak, hold)
 
 
 def _unavailable(name: str, error: Exception) -> PoolUnavailable:

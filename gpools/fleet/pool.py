@@ -16,6 +16,7 @@ from weakref import WeakSet, finalize
 from gevent import spawn_raw
 from gevent.monkey import get_original
 
+from gpools._holders import Hold
 from gpools._within import within
 from gpools.connection import (
     _require_not_negative,
@@ -45,6 +46,8 @@ class Settings:
     keep: int
     on_lost: Callable[[list[Token]], object] | None
     on_unavailable: str | int
+    leak_after: float | None
+    on_leak: Callable[[Hold], object] | None
 
     def info(self) -> str:
         return info_of_this_process()
@@ -79,6 +82,8 @@ class DistributedTokenPool:
     process, and count them later.  *keep* tokens stay here while nobody waits
     anywhere, so that getting one costs nothing.  With *fast_reclaim* the tokens
     of a dead process are given up by another one of its machine that waits.
+    A token that is out for longer than *leak_after* seconds is logged, once,
+    with the stack of its holder, and *on_leak* is called with the `Hold`.
 
     Raises TypeError and ValueError for settings that make no sense.
     Never switches.
@@ -97,6 +102,8 @@ class DistributedTokenPool:
         grace: float | None = None,
         keep: int = 0,
         fast_reclaim: bool = False,
+        leak_after: float | None = None,
+        on_leak: Callable[[Hold], object] | None = None,
     ) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, not {name!r}")
@@ -104,7 +111,7 @@ class DistributedTokenPool:
             raise ValueError(f"name is {name!r} but must not be empty nor have braces")
         _require_count("max_size", max_size, 1)
         _require_count("keep", keep, 0)
-        _require_positive(lease=lease)
+        _require_positive(lease=lease, leak_after=leak_after)
         _require_not_negative(timeout=timeout, grace=grace)
         if lease is None or not isfinite(lease) or not isfinite(grace or 0.0):
             raise ValueError("lease and grace must be finite numbers of seconds")
@@ -112,6 +119,10 @@ class DistributedTokenPool:
             _require_count("on_unavailable", on_unavailable, 0)
         if on_lost is not None and not callable(on_lost):
             raise TypeError(f"on_lost must be callable with a list of tokens, not {on_lost!r}")
+        if on_leak is not None and not callable(on_leak):
+            raise TypeError(f"on_leak must be callable with a Hold, not {on_leak!r}")
+        if on_leak is not None and leak_after is None:
+            raise ValueError("on_leak needs leak_after")
         self._settings = Settings(
             name,
             max_size,
@@ -120,6 +131,8 @@ class DistributedTokenPool:
             keep,
             on_lost,
             on_unavailable,
+            leak_after,
+            on_leak,
         )
         self._timeout = timeout
         self._fast_reclaim = fast_reclaim
