@@ -254,6 +254,17 @@ def test_a_lost_key_is_noticed_and_learned_from(script, lost):
     assert [m.split()[1] for m in b.heard()][-1:] == [b"3"]
 
 
+def test_a_member_removed_by_hand_is_noticed_and_learned_from(script):
+    a, b = script.wire("a"), script.wire("b")
+    epoch = script.sync(b, "b", 1).epoch
+    script.sync(a, "a", 1)
+    script.step(a, "a", 1, 0, *wanting(1, 2))
+    script.control.call("HDEL", script.key("t"), "a")
+    script.set_clock(START + LEASE // 3)
+    assert script.step(b, "b", 1, 0, *wanting(3)).status == "gone"
+    assert script.sync(b, "b", 2, 0, *wanting(3), known=epoch).grants == []
+
+
 def test_flushed_learns_when_somebody_who_knew_comes(script):
     a, b = script.wire("a"), script.wire("b")
     epoch = script.sync(a, "a", 1).epoch

@@ -267,6 +267,10 @@ end
 if pool.clock >= pool.audit + pool.lease / 3 then
   hold(me, held, generation, info)
   noted = held
+  if call('ZCARD', S) ~= call('HLEN', T) then
+    call('DEL', S) -- a member was removed by hand, and nobody knows what it held
+    return 'gone'
+  end
   audit()
 end
 
