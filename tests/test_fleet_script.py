@@ -3,6 +3,7 @@
 The clock, the id and the uptime of the server are the test's.
 """
 
+import re
 from hashlib import sha1
 from struct import pack
 
@@ -135,7 +136,7 @@ class Script:
 
     def hear(self, wire, words, tail):
         _, _, cancels, *rest = tail = tail or ("", "", 0)
-        wants = [int(str(want).rstrip("-")) for want in rest[cancels:]]
+        wants = [int(re.match(r"\d+", str(want))[0]) for want in rest[cancels:]]
         return Reply(self(wire, *words, *tail), wants, words[0] == "sync")
 
     def used(self):
@@ -200,6 +201,22 @@ def test_who_does_not_listen_is_passed_over_and_counts_for_nothing(script):
     reply = script.step(a, "a", 1, 1)
     assert [m.split()[1] for m in c.heard()] == [b"3"]
     assert (reply.used, reply.queued) == (1, 0)
+
+
+def test_who_was_passed_over_comes_back_to_its_old_place(script):
+    a, b = script.wire("a"), script.wire("b")
+    script.sync(a, "a", 1, size=1), script.sync(b, "b", 1, size=1)
+    script.step(a, "a", 1, 0, *wanting(1))
+    place = script.step(b, "b", 1, 0, *wanting(7)).base
+    script.step(a, "a", 1, 0, *wanting(2))
+    b.close()
+    script.control.call("PING")
+    assert [wid for wid, _ in script.step(a, "a", 1, 1).grants] == [2]
+    script.step(a, "a", 1, 0, *wanting(3))
+    b = script.wire("b")
+    script.sync(b, "b", 2, 0, "", "", 0, f"7:{place}")
+    assert script.step(a, "a", 1, 1).grants == []
+    assert [m.split()[1] for m in b.heard()] == [b"7"]
 
 
 def test_tokens_of_the_dead_come_back_when_their_lease_is_over(script):
@@ -382,7 +399,8 @@ class Model(RuleBasedStateMachine):
         self.alive = {}  # process -> when its lease ends, as the server knows it
         self.held = {}  # as the server counts them
         self.queue = []  # (number, process, wid), in order
-        self.wid, self.top, self.begun = 0, 0, False
+        self.places = {process: {} for process in PROCESSES}  # wid -> number, as they know
+        self.wid, self.top, self.top_after, self.begun = 0, 0, 0, False
 
     def teardown(self):
         for wire in self.wires.values():
@@ -393,8 +411,27 @@ class Model(RuleBasedStateMachine):
     def used(self):
         return sum(self.held.values())
 
-    def granted(self):
-        grants = []
+    def line_up(self, process, wants, base):
+        """Return who need not stand in line; *wants* are pairs of a wid and its number.
+
+        That is 0 for a new one, and None for one that does not wait.
+        """
+        free = self.size - self.used() if not self.queue and self.clock >= self.learn else 0
+        direct = [wid for wid, _ in wants[: max(0, free)]]
+        for i, (wid, number) in enumerate(wants):
+            self.top_after = base + i
+            if number is not None:
+                number = number or base + i
+                self.places[process][wid] = number
+                if wid not in direct and (number, process, wid) not in self.queue:
+                    self.queue.append((number, process, wid))
+        self.queue.sort()
+        return [(process, wid) for wid in direct]
+
+    def granted(self, direct):
+        grants = list(direct)
+        for process, _ in direct:
+            self.held[process] += 1
         while self.queue and self.used() < self.size and self.clock >= self.learn:
             _, process, wid = self.queue.pop(0)
             if process in self.alive and process in self.wires:
@@ -406,9 +443,11 @@ class Model(RuleBasedStateMachine):
         for process in [p for p, end in self.alive.items() if end <= self.clock]:
             del self.alive[process], self.held[process]
 
-    def expect(self, process, reply):
+    def expect(self, process, reply, direct=()):
         """Compare what came, in the reply and by push, with what should have come."""
-        expected = self.granted()
+        expected = self.granted(direct)
+        for other, wid in expected:
+            self.places[other].pop(wid, None)
         came = [(process, wid, fence) for wid, fence in reply.grants] if reply else []
         for other, wire in self.wires.items():
             for message in wire.heard():
@@ -420,6 +459,7 @@ class Model(RuleBasedStateMachine):
         for _, _, fence in came:
             assert fence > self.top  # I6
             self.top = fence
+        self.top = max(self.top, self.top_after)
         if reply:
             assert (reply.size, reply.used) == (self.size, self.used())  # I1
             assert reply.queued == len(self.queue)
@@ -427,7 +467,8 @@ class Model(RuleBasedStateMachine):
             assert reply.learning in (None, max(0, self.learn - self.clock))
 
     def step(self, process, released=0, new_size="", cancels=(), wants=()):
-        tail = ("", f"{new_size}", len(cancels), *cancels, *wants)
+        words = (f"{wid}-" if number is None else wid for wid, number in wants)
+        tail = ("", f"{new_size}", len(cancels), *cancels, *words)
         number = self.generation[process]
         reply = self.script.step(self.wires[process], process, number, released, *tail)
         if process not in self.alive:
@@ -440,11 +481,9 @@ class Model(RuleBasedStateMachine):
         self.queue = [w for w in self.queue if w[1] != process or w[2] not in cancels]
         self.size = new_size or self.size
         assert reply.base > self.top or not wants
-        for i, wid in enumerate(wants):
-            self.queue.append((reply.base + i, process, wid))
-        self.expect(process, reply)
-        if wants:
-            self.top = max(self.top, reply.base + len(wants) - 1)
+        for wid in cancels:
+            self.places[process].pop(wid, None)
+        self.expect(process, reply, self.line_up(process, wants, reply.base))
 
     connected = precondition(lambda self: self.wires)
     free_of_learning = precondition(lambda self: self.begun)
@@ -462,7 +501,9 @@ class Model(RuleBasedStateMachine):
         self.wires[process] = wire = self.script.wire(process)
         self.generation[process] += 1
         held = self.held.get(process, 0)
-        reply = self.script.sync(wire, process, self.generation[process], held)
+        wants = list(self.places[process].items())
+        tail = ("", "", 0, *(f"{wid}:{number}" for wid, number in wants))
+        reply = self.script.sync(wire, process, self.generation[process], held, *tail)
         assert reply.status == "ok"
         if not self.begun:
             self.begun = True
@@ -474,7 +515,7 @@ class Model(RuleBasedStateMachine):
         self.alive[process] = self.clock + LEASE
         if list(self.alive) == [process] and not getattr(self, "resized", False):
             self.size = 2
-        self.expect(process, reply)
+        self.expect(process, reply, self.line_up(process, wants, reply.base))
 
     @connected
     @rule(data=st.data(), count=st.integers(1, 3))
@@ -482,7 +523,9 @@ class Model(RuleBasedStateMachine):
         process = data.draw(st.sampled_from(sorted(self.wires)))
         wids = list(range(self.wid + 1, self.wid + 1 + count))
         self.wid += count
-        self.step(process, wants=wids)
+        numbers = data.draw(st.lists(st.sampled_from([0, 0, None]), min_size=count, max_size=count))
+        released = data.draw(st.integers(0, self.held.get(process, 0)))
+        self.step(process, released, wants=list(zip(wids, numbers, strict=True)))
 
     @connected
     @rule(data=st.data())
@@ -495,7 +538,7 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data):
         process = data.draw(st.sampled_from(sorted(self.wires)))
-        mine = [wid for _, p, wid in self.queue if p == process]
+        mine = list(self.places[process])
         self.step(process, cancels=data.draw(st.lists(st.sampled_from(mine))) if mine else [0])
 
     @connected
@@ -516,7 +559,7 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave(self, data):
         process = data.draw(st.sampled_from(sorted(self.wires)))
-        waits = [wid for _, p, wid in self.queue if p == process]
+        waits = list(self.places[process])
         answer = self.script(
             self.wires[process], "leave", process, self.generation[process], *waits
         )
@@ -526,6 +569,7 @@ class Model(RuleBasedStateMachine):
         assert answer == b"ok"
         del self.alive[process], self.held[process]
         self.queue = [w for w in self.queue if w[1] != process]
+        self.places[process].clear()
         self.reap()
         self.expect(process, None)
 
