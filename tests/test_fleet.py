@@ -326,10 +326,11 @@ def test_who_fails_as_it_is_served_keeps_nothing_from_the_others(fleet, redis_se
     for _ in range(5):
         gevent.spawn_raw(user)
     until(lambda: pool.stats().waiting == 5)
-    pool.resize(5)
-    until(lambda: len(got) == 4)  # in one reply
+    pool.resize(5)  # four in one reply
+    until(lambda: len(got) == 5)
     pool.put(held)
-    until(lambda: len(got) == 5 and empty(pool))
+    until(lambda: empty(pool))
+    assert pool._member().link.connections == 1
 
 
 # Interruption.

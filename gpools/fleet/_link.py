@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import sys
 from collections import deque
 from collections.abc import Callable
 from random import random
@@ -347,14 +348,16 @@ class Link:
         self._reading = True
         try:
             self._read(self._sock)
-            self._reading = False
-            while self._then:
-                self._then.popleft()()
         finally:
-            # One that has run a greenlet which ended with an error keeps none from the others.
             self._reading = False
-            while self._then:
-                self.hub.loop.run_callback(self._then.popleft())
+        while self._then:
+            act = self._then.popleft()
+            try:
+                act()
+            except BaseException:
+                # A raw greenlet that was served has ended with an error, which is the hub's to
+                # tell; raised out of here it would stop the watcher.
+                self.hub.handle_error(act, *sys.exc_info())
 
     def _read(self, sock: Any) -> None:
         try:
