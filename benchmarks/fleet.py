@@ -46,7 +46,7 @@ PAGE = ROOT / "docs" / "fleet.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- end of what was measured -->\n"
 
 POOL, LOCK, SEMAPHORE, LIST = "DistributedTokenPool", "redis-py Lock", "redis-semaphore", "list"
-PROCESSES, WAITERS, TOKENS, HOLD = 4, 10_000, 50, 0.005
+PROCESSES, TOKENS, HOLD = 4, 50, 0.005
 
 
 # Ways to take and to give back.
@@ -155,7 +155,7 @@ def rate_of_many(way, greenlets, seconds):
     return done[0] / (time.perf_counter() - begun)
 
 
-def measure_rates(server, rounds, seconds):
+def measure_rates(server, rounds, seconds, greenlets):
     """Return what each round found: of PING its rate, of all else pairs per PING."""
     client = redis.Redis.from_url(server.url)
     one = {name: way(server.url, "one", 2) for name, way in WAYS.items()}
@@ -166,7 +166,7 @@ def measure_rates(server, rounds, seconds):
     columns = {}
     for _ in range(rounds):
         here = {(name, 1): found for name, found in rates(acts, seconds).items()}
-        here |= {(name, 100): rate_of_many(way, 100, seconds) for name, way in many.items()}
+        here |= {(name, 100): rate_of_many(way, greenlets, seconds) for name, way in many.items()}
         ping = here.pop(("ping", 1))
         columns.setdefault("ping", []).append(ping)
         for key, found in here.items():
@@ -216,14 +216,15 @@ def hand_over_worker(url, name):
 # Many waiters.
 
 
-def measure_waiters(server):
-    """Queue WAITERS of PROCESSES processes, measure the script meanwhile, then serve them all."""
+def measure_waiters(server, waiters):
+    """Queue *waiters* of PROCESSES processes, measure the script meanwhile, then serve them all."""
     pool = DistributedTokenPool(server.url, "queue", TOKENS, grace=0)
     held = [pool.get() for _ in range(TOKENS)]
     found = {"script": {0: script_time(server, pool)}}
     before = int(server.call("INFO", "memory").split("used_memory:")[1].split()[0])
-    workers = [Worker("wait", server.url, "queue") for _ in range(PROCESSES)]
-    for queued in (100, 1000, WAITERS):
+    share = str(waiters // PROCESSES)
+    workers = [Worker("wait", server.url, "queue", share) for _ in range(PROCESSES)]
+    for queued in (100, 1000, waiters):
         share = queued - pool.stats().waiting
         for n, worker in enumerate(workers):
             worker.tell(share // PROCESSES + (n < share % PROCESSES))
@@ -231,7 +232,7 @@ def measure_waiters(server):
             gevent.sleep(0.05)
         found["script"][queued] = script_time(server, pool)
     memory = int(server.call("INFO", "memory").split("used_memory:")[1].split()[0])
-    found["bytes"] = (memory - before) / WAITERS
+    found["waiters"], found["bytes"] = waiters, (memory - before) / waiters
     info = server.call("INFO", "clients")
     found["connections"] = int(info.split("connected_clients:")[1].split()[0]) - 1  # the control's
     server.call("CONFIG", "RESETSTAT")
@@ -243,12 +244,12 @@ def measure_waiters(server):
         pool.put(token)
     answers = [worker.hear() for worker in workers]
     found["seconds"] = time.monotonic() - begun
-    found["server"] = (server_cpu(server) - spent) / WAITERS * 1e6
+    found["server"] = (server_cpu(server) - spent) / waiters * 1e6
     for key in ("wakes", "cpu"):
-        found[key] = sum(answer[key] for answer in answers) / WAITERS
-    assert sum(answer["served"] for answer in answers) == WAITERS
+        found[key] = sum(answer[key] for answer in answers) / waiters
+    assert sum(answer["served"] for answer in answers) == waiters
     calls, _ = commandstats(server, "evalsha")
-    found["calls"] = calls / WAITERS
+    found["calls"] = calls / waiters
     found["slow"] = server.call("SLOWLOG", "LEN")
     for worker in workers:
         worker.end()
@@ -256,7 +257,7 @@ def measure_waiters(server):
     return found
 
 
-def waiting_worker(url, name):
+def waiting_worker(url, name, share):
     pool = DistributedTokenPool(url, name, TOKENS, grace=0)
     waiting, wakes = set(), [0]
     begun, users = resource.getrusage(resource.RUSAGE_SELF), []
@@ -284,7 +285,7 @@ def waiting_worker(url, name):
     for n in FileObject(sys.stdin):
         users += [gevent.spawn(user) for _ in range(int(n))]
         gevent.sleep(0)
-        if len(users) == WAITERS // PROCESSES:
+        if len(users) == int(share):
             # All are in line, or will be without being woken.
             greenlet.settrace(count)
             begun = resource.getrusage(resource.RUSAGE_SELF)
@@ -394,11 +395,11 @@ def report(server, columns, took, queue, load):
             rows.append((shown, f"{p50:.2f}", f"{p99:.2f}", f"{p50 / bare:.2f}", aim, len(times)))
     yield table(["", "p50", "p99", "p50 to the bare one's", "the goal", "hand-overs"], rows) + "\n"
     yield (
-        f"{WAITERS:,} waiters in {PROCESSES} processes, {TOKENS} tokens, each held for "
+        f"{queue['waiters']:,} waiters in {PROCESSES} processes, {TOKENS} tokens, each held for "
         f"{HOLD * 1000:g} ms:\n\n"
     )
     script = ", ".join(f"{time:.0f} us at {n:,}" for n, time in queue["script"].items())
-    least = WAITERS * HOLD / TOKENS
+    least = queue["waiters"] * HOLD / TOKENS
     rows = [
         ("connections", queue["connections"], f"{PROCESSES + 1}, one for each process"),
         ("wake-ups per grant", f"{queue['wakes']:.3f}", "1"),
@@ -424,9 +425,9 @@ def main(options):
     load = os.getloadavg()
     quick = "--quick" in options
     with RedisServer() as server:
-        columns = measure_rates(server, *((2, 0.1) if quick else (9, 0.5)))
-        took = measure_hand_over(server, *((2, 5) if quick else (6, 60)))
-        queue = measure_waiters(server)
+        columns = measure_rates(server, *((1, 0.05, 5) if quick else (9, 0.5, 100)))
+        took = measure_hand_over(server, *((1, 2) if quick else (6, 60)))
+        queue = measure_waiters(server, 2000 if quick else 10_000)
         text = "".join(report(server, columns, took, queue, load))
     print(text)
     if "--write" in options:

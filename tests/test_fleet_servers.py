@@ -323,6 +323,17 @@ def test_a_cluster_of_redis_6_is_refused(fleet, start_server):
         pool.get(timeout=5)
 
 
+# How fast it is.
+
+
+def test_the_benchmark_runs():
+    command = [sys.executable, "-m", "benchmarks.fleet", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "| connections | 5 |" in done.stdout
+    assert "| wake-ups per grant | 1.000 |" in done.stdout
+
+
 # The command line.
 
 
