@@ -216,21 +216,21 @@ def hand_over_worker(url, name):
 # Many waiters.
 
 
-def measure_waiters(server, waiters):
+def measure_waiters(server, waiters, calls):
     """Queue *waiters* of PROCESSES processes, measure the script meanwhile, then serve them all."""
     pool = DistributedTokenPool(server.url, "queue", TOKENS, grace=0)
     held = [pool.get() for _ in range(TOKENS)]
-    found = {"script": {0: script_time(server, pool)}}
+    found = {"script": {0: script_time(server, pool, calls)}}
     before = int(server.call("INFO", "memory").split("used_memory:")[1].split()[0])
     share = str(waiters // PROCESSES)
     workers = [Worker("wait", server.url, "queue", share) for _ in range(PROCESSES)]
-    for queued in (100, 1000, waiters):
+    for queued in sorted({100, min(1000, waiters), waiters}):
         share = queued - pool.stats().waiting
         for n, worker in enumerate(workers):
             worker.tell(share // PROCESSES + (n < share % PROCESSES))
         while pool.stats(timeout=60).waiting < queued:
             gevent.sleep(0.05)
-        found["script"][queued] = script_time(server, pool)
+        found["script"][queued] = script_time(server, pool, calls)
     memory = int(server.call("INFO", "memory").split("used_memory:")[1].split()[0])
     found["waiters"], found["bytes"] = waiters, (memory - before) / waiters
     info = server.call("INFO", "clients")
@@ -248,8 +248,8 @@ def measure_waiters(server, waiters):
     for key in ("wakes", "cpu"):
         found[key] = sum(answer[key] for answer in answers) / waiters
     assert sum(answer["served"] for answer in answers) == waiters
-    calls, _ = commandstats(server, "evalsha")
-    found["calls"] = calls / waiters
+    asked, _ = commandstats(server, "evalsha")
+    found["calls"] = asked / waiters
     found["slow"] = server.call("SLOWLOG", "LEN")
     for worker in workers:
         worker.end()
@@ -292,14 +292,14 @@ def waiting_worker(url, name, share):
             gevent.spawn(all_served)
 
 
-def script_time(server, pool):
+def script_time(server, pool, calls):
     """Return the microseconds of the server for a call that is granted nothing, the median."""
     client, times = redis.Redis.from_url(server.url), []
     server.call("CONFIG", "SET", "slowlog-log-slower-than", 0)
     server.call("CONFIG", "SET", "slowlog-max-len", 5000)
     for _ in range(3):
         server.call("SLOWLOG", "RESET")
-        for _ in range(500):
+        for _ in range(calls):
             with suppress(PoolTimeout):
                 pool.get(block=False)
         logged = client.slowlog_get(5000)
@@ -427,7 +427,7 @@ def main(options):
     with RedisServer() as server:
         columns = measure_rates(server, *((1, 0.05, 5) if quick else (9, 0.5, 100)))
         took = measure_hand_over(server, *((1, 2) if quick else (6, 60)))
-        queue = measure_waiters(server, 2000 if quick else 10_000)
+        queue = measure_waiters(server, *((400, 50) if quick else (10_000, 500)))
         text = "".join(report(server, columns, took, queue, load))
     print(text)
     if "--write" in options:
