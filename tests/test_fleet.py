@@ -715,6 +715,21 @@ def test_a_forked_child_is_a_member_of_its_own(fleet, redis_server, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_spin_on_what_it_inherited(fleet, redis_server, name):
+    """In a child the parent's connection is /dev/null, which is always ready to be read."""
+    pool = fleet(redis_server, name)
+    pool.put(pool.get())
+
+    def sleep():
+        loop = gevent.get_hub().loop
+        before = loop.iteration
+        gevent.sleep(0.3)
+        return loop.iteration - before
+
+    assert in_child(sleep) < 100
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_inside_a_block_the_child_gives_back_nothing(fleet, redis_server, name):
     pool = fleet(redis_server, name, 1)
 

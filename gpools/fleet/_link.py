@@ -216,6 +216,7 @@ class Link:
         """Leave the connection to the parent, in a child."""
         self._abandoned = True
         conn, self._conn = self._conn, None
+        self._unwatch()  # /dev/null, which the socket becomes, is always ready
         self.members.clear()
         self.up, self._sock = False, None
         sock = getattr(conn, "_sock", None)
@@ -288,15 +289,18 @@ class Link:
     def _close(self) -> None:
         self.up = False
         conn, self._conn = self._conn, None
-        for watcher in self._watchers:
-            watcher.stop()
-            watcher.close()
-        self._watchers = ()
+        self._unwatch()
         self._sock = None
         self._pending.clear()
         self._out.clear()
         if conn is not None and not self._abandoned and self._connector is None:
             conn.disconnect()
+
+    def _unwatch(self) -> None:
+        for watcher in self._watchers:
+            watcher.stop()
+            watcher.close()
+        self._watchers = ()
 
     def _note(self, error: Exception) -> None:
         # Once for each kind of trouble; by another greenlet, for a handler may wait.
