@@ -1,9 +1,9 @@
-# make demo | make scorecard | make bench-fleet | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
+# make demo | make scorecard | make bench | make bench-fleet | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo scorecard bench-fleet test coverage lint clean
+.PHONY: demo scorecard bench bench-fleet test coverage lint clean
 # Two pips in one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -14,9 +14,12 @@ demo: $(VENV)/demo.stamp
 scorecard: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m demo.scorecard
 
+# gpools and its peers at the same work; six minutes, writes docs/benchmarks.md.
+bench: $(VENV)/bench.stamp
+	@$(VENV)/bin/python -m benchmarks --write
+
 # The fleet pool beside its peers; a minute and a half, writes into docs/fleet.md.
-bench-fleet: $(VENV)/test.stamp
-	@$(PIP) install -qq redis-semaphore
+bench-fleet: $(VENV)/bench.stamp
 	@$(VENV)/bin/python -m benchmarks.fleet --write
 
 test: $(VENV)/test.stamp

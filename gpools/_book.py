@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import ref
 
 from gevent import get_hub
@@ -32,7 +32,7 @@ class Limiter(Protocol):
         """Give *token* back; must not switch."""
 
 
-class Book(Generic[T]):
+class Book:
     """What a connection pool knows and was told, in one place that no subclass steps on."""
 
     __slots__ = (
@@ -42,6 +42,7 @@ class Book(Generic[T]):
         "creator",
         "destroy_timeout",
         "emptied",
+        "fewest_idle",
         "filled",
         "going",
         "items",
@@ -68,17 +69,18 @@ class Book(Generic[T]):
         for name, value in settings.items():
             setattr(self, name, value)
         self.life = life
-        self.items: dict[int, Entry[T]] = {}  # by id: items may be equal or unhashable
-        self.going: dict[int, T] = {}  # being destroyed; still counted in size
+        self.items: dict[int, Entry] = {}  # by id: items may be equal or unhashable
+        self.going: dict[int, Any] = {}  # being destroyed; still counted in size
         self.tokens: dict[int, Any] = {}  # the limiter's, of the items in the two above
         self.counters = Counters()
         self.creator: Creator | None = None
         self.sweeper: Sweeper | None = None
         self.thread: int | None = None  # of the hub it belongs to, from its first use on
+        self.fewest_idle = 0  # at once, of late; the sweeper's, who sets it
         self.emptied = Event()  # closed, and the last item is gone
         self.filled = Event()  # min_size items existed once
 
-    def anew(self) -> Book[T]:
+    def anew(self) -> Book:
         """Return a book with the same settings and nothing in it."""
         same = (
             "timeout",
@@ -93,7 +95,7 @@ class Book(Generic[T]):
         return Book(self.life, **{name: getattr(self, name) for name in same})
 
 
-def enter(pool: ConnectionPool[T], item: T, generation: int) -> Entry[T]:
+def enter(pool: ConnectionPool[T], item: T, generation: int) -> Entry:
     """Make the entry of *item*, which keeps it alive only where nothing can refer to it weakly."""
     find: Callable[[], T | None]
     try:

@@ -100,7 +100,7 @@ class Creator:
         """Return one with the same settings, nothing in flight and no failures."""
         return Creator(pool, self._at_once, self._create_timeout)
 
-    def _create(self, pool: ConnectionPool[Any], line: Line[Any], book: Book[Any]) -> None:
+    def _create(self, pool: ConnectionPool[Any], line: Line, book: Book) -> None:
         if pool._book is not book:  # forked before this began: the slot is the parent's
             return
         timer = Timeout.start_new(self._create_timeout)
@@ -124,7 +124,7 @@ class Creator:
         seen.__cause__ = error
         return seen
 
-    def _failed(self, pool: ConnectionPool[Any], line: Line[Any], error: Exception) -> None:
+    def _failed(self, pool: ConnectionPool[Any], line: Line, error: Exception) -> None:
         self.in_flight -= 1
         self.failures += 1
         self.last_error = error

@@ -31,7 +31,7 @@ from enum import Enum
 from itertools import takewhile
 from math import inf
 from time import monotonic
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from gevent import get_hub, getcurrent
 from gevent.hub import Hub
@@ -39,8 +39,6 @@ from greenlet import greenlet
 
 from gpools._shed import CoDel
 from gpools.errors import HubWouldBlock, PoolShed, WrongThread
-
-T = TypeVar("T")
 
 
 class Grant(Enum):
@@ -61,29 +59,29 @@ class Budget(Protocol):
     used: int  # slots taken in all lines
     going: int  # of these, how many will come free because an item is being destroyed
 
-    def renew(self, line: Line[Any], successor: Line[Any]) -> None:
+    def renew(self, line: Line, successor: Line) -> None:
         """Count *line* out and *successor*, which is empty, in."""
 
-    def note(self, line: Line[Any]) -> None:
+    def note(self, line: Line) -> None:
         """Look at *line*, where waiters, items or slots have come or gone.  Never switches."""
 
-    def allows(self, line: Line[Any]) -> bool:
+    def allows(self, line: Line) -> bool:
         """Tell whether *line* may take a slot now."""
 
-    def freed(self, line: Line[Any]) -> None:
+    def freed(self, line: Line) -> None:
         """Note that *line* gave up a slot.  Never switches."""
 
     def seek(self) -> None:
         """Find slots for those who wait, in whatever line.  Never switches."""
 
-    def displaces(self, line: Line[Any]) -> bool:
+    def displaces(self, line: Line) -> bool:
         """Tell whether an item that comes back to *line* must make way for another line."""
 
     def holders(self) -> list[Any]:
         """List the items in use in all lines, longest held first.  Never switches."""
 
 
-class Line(Generic[T]):
+class Line:
     """Idle items, the count of all, and the greenlets that wait for one."""
 
     __slots__ = (
@@ -104,7 +102,7 @@ class Line(Generic[T]):
     )
 
     def __init__(self, limit: int) -> None:
-        self.idle: deque[T] = deque()  # left end: next to go out
+        self.idle: deque[Any] = deque()  # left end: next to go out
         self.size = 0
         self.limit = limit
         # In order of arrival, each with its time.  A waiter that dies leaves
@@ -124,9 +122,9 @@ class Line(Generic[T]):
         self._too_late = -inf  # who came before and gets nothing now is turned away
         self._oldest = 0.0  # when the first in line at the last alarm had come
 
-    def anew(self) -> Line[T]:
+    def anew(self) -> Line:
         """Return an empty line with the same settings."""
-        line: Line[T] = Line(self.limit)
+        line: Line = Line(self.limit)
         line.refusal, line.shed = self.refusal, self.shed
         if self.budget is not None:
             # Not this one's any more: who is still busy here must not give it up twice.
@@ -149,7 +147,7 @@ class Line(Generic[T]):
             self.budget.used += 1
             self.budget.note(self)
 
-    def take(self, arrived: float = inf) -> T | Literal[Grant.SLOT, Grant.NOTHING]:
+    def take(self, arrived: float = inf) -> Any:
         """Take what may be had without waiting.  Never switches.
 
         Who came before those in line, as told by when he *arrived*, goes before them.
@@ -157,14 +155,15 @@ class Line(Generic[T]):
         if not self.waiters or arrived < next(iter(self.waiters.values())):
             if self.idle:
                 item = self.idle.popleft()
-                self._note()
+                if self.budget is not None:
+                    self.budget.note(self)
                 return item
             if self.room():
                 self.claim()
                 return SLOT
         return NOTHING
 
-    def wait(self, arrived: float | None = None) -> T | Literal[Grant.SLOT]:
+    def wait(self, arrived: float | None = None) -> Any:
         """Stand in line, at its end or where who *arrived* then belongs, until served; switches."""
         hub, me = get_hub(), getcurrent()
         if me is hub:
@@ -186,13 +185,14 @@ class Line(Generic[T]):
             if self.shed is not None and self._alarm is None:
                 self._set_alarm(self.waiters[me])
             while True:
-                granted: T | Literal[Grant.SLOT] = hub.switch()
+                granted = hub.switch()
                 if me not in self.waiters:  # else a stray switch: `_serve` did not choose us
                     return granted
         except BaseException:
             # Killed or timed out in line, owning nothing: only the place is given up.
             self.waiters.pop(me, None)
-            self._note()
+            if self.budget is not None:
+                self.budget.note(self)
             raise
 
     def keep_place(self, arrived: float) -> greenlet:
@@ -225,7 +225,8 @@ class Line(Generic[T]):
 
     def wake(self) -> None:
         """Let the first in line in, if something is to be had.  Never switches."""
-        self._note()
+        if self.budget is not None:
+            self.budget.note(self)
         if self.waiters:
             if self.idle or self.room() or self.errors or self.refusal is not None:
                 self.look()
@@ -267,7 +268,7 @@ class Line(Generic[T]):
         if self.refusal is not None:
             error = self.refusal()
         elif self.idle or self.room():
-            error = self._shed_first()
+            error = None if self.shed is None else self._shed_first()
         elif self.errors:
             error = self.errors.popleft()
         elif self.waiters[first] < self._too_late:
@@ -294,18 +295,13 @@ class Line(Generic[T]):
         if self.shed is not None and self.idle and not self.waiters:
             self.shed.idle(monotonic())
 
-    def _note(self) -> None:
-        if self.budget is not None:
-            self.budget.note(self)
-
     def _pass_on(self) -> None:
         # What is not for this line may be for another under the same limit.
         if self.budget is not None:
             self.budget.seek()
 
     def _shed_first(self) -> BaseException | None:
-        if self.shed is None:
-            return None
+        assert self.shed is not None
         now = monotonic()
         waited = now - next(iter(self.waiters.values()))
         return shed_error(waited) if self.shed.hopeless(now, waited) else None

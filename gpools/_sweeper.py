@@ -19,6 +19,7 @@ from gevent.event import Event
 from gpools.lifecycle import IN_USE
 
 if TYPE_CHECKING:
+    from gpools._book import Book
     from gpools.connection import ConnectionPool
 
 RETRY = 1.0  # seconds until what is missing of min_size is tried again
@@ -34,9 +35,8 @@ class Sweeper:
     def __init__(self, pool: ConnectionPool[Any]) -> None:
         self._wake = wake = Event()
         self._pool = ref(pool, lambda _: wake.set())
-        # The fewest items that were idle at once since this part of a max_idle
-        # began, and in the parts before: so many nobody has needed in all that time.
-        self.fewest_idle = 0
+        # In each part of a max_idle before this one, the fewest items that were
+        # idle at once: so many nobody has needed.  The book counts in this part.
         self._fewest_before: deque[int] = deque(maxlen=PARTS)
         self._part_ends = inf
         self._filling = False
@@ -61,7 +61,7 @@ class Sweeper:
         now, idle = monotonic(), len(pool._line.idle)
         pool._retire_expired(now)
         # What goes by its age needs not be dropped as unused a second time.
-        self._not_counted(idle - len(pool._line.idle))
+        self._not_counted(pool._book, idle - len(pool._line.idle))
         pause = self._drop_unused(pool, now)
         pause = min(pause, self._report_leaks(pool, now))
         pause = min(pause, self._refill(pool))
@@ -70,25 +70,25 @@ class Sweeper:
     def _drop_unused(self, pool: ConnectionPool[Any], now: float) -> float:
         idle, part = len(pool._line.idle), pool._book.life.max_idle / PARTS
         if self._part_ends == inf:
-            self.fewest_idle = idle
+            pool._book.fewest_idle = idle
             self._part_ends = now + part
         elif now >= self._part_ends:
-            self._fewest_before.append(self.fewest_idle)
-            self.fewest_idle = idle
+            self._fewest_before.append(pool._book.fewest_idle)
+            pool._book.fewest_idle = idle
             self._part_ends += part
             if self._part_ends <= now:
                 self._part_ends = now + part  # late: what has passed was one long part
             if len(self._fewest_before) == PARTS:
                 spare = len(pool._book.items) - pool.min_size
                 unused = max(0, min(spare, *self._fewest_before))
-                self._not_counted(unused)
+                self._not_counted(pool._book, unused)
                 pool._drop_longest_idle(unused, "unused")
         return self._part_ends - now
 
-    def _not_counted(self, gone: int) -> None:
+    def _not_counted(self, book: Book, gone: int) -> None:
         """Note that so many idle items are *gone* by the sweep, not by demand."""
         if gone > 0:
-            self.fewest_idle -= gone
+            book.fewest_idle -= gone
             for part in range(len(self._fewest_before)):
                 self._fewest_before[part] -= gone
 

@@ -34,16 +34,17 @@ from numbers import Real
 from random import random
 from time import monotonic
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import ref
 
 from gevent import Timeout, get_hub, getcurrent, spawn_raw
-from gevent.monkey import get_original
 
 from gpools import _fork
 from gpools._aside import aside, each_aside
 from gpools._book import Book, Limiter, enter, same
 from gpools._creator import Creator
+from gpools._direct import current_thread
+from gpools._fast import MISSING, ConnectionCore, Missing, Use, hold, take_back
 from gpools._holders import Hold, item_name
 from gpools._line import NOTHING, SLOT
 from gpools._shed import CoDel
@@ -60,7 +61,7 @@ from gpools.errors import (
     WrongThread,
 )
 from gpools.lifecycle import BETWEEN, GONE, IDLE, IN_USE, Entry, Lifecycle
-from gpools.pool import MISSING, Missing, Pool, _Item
+from gpools.pool import Pool
 from gpools.stats import Listener, Stats
 
 __all__ = ["ConnectionPool"]
@@ -70,11 +71,8 @@ Self = TypeVar("Self", bound="ConnectionPool[Any]")
 
 log = logging.getLogger("gpools")
 
-# Gevent's would tell greenlets apart.
-current_thread: Callable[[], int] = get_original("_thread", "get_ident")
 
-
-class ConnectionPool(Pool[T]):
+class ConnectionPool(Pool[T], ConnectionCore):
     """A pool of items that must not be shared, leaked or used when dirty.
 
     Define `create` and, as needed, `check`, `reset`, `destroy` and `fit_after`
@@ -114,8 +112,6 @@ class ConnectionPool(Pool[T]):
     Raises ValueError for settings that make no sense, and whatever `create`
     raises when the constructor makes *min_size* items.
     """
-
-    _book: Book[T]
 
     def __init__(
         self,
@@ -193,10 +189,6 @@ class ConnectionPool(Pool[T]):
         """Tell whether an idle *item* is still good; an Exception means no."""
         return True
 
-    def reset(self, item: T) -> object:
-        """Make a returned *item* as good as new; an Exception means it cannot be."""
-        return None
-
     def destroy(self, item: T) -> object:
         """Let *item* go for good: close it, if it can be closed.
 
@@ -214,51 +206,18 @@ class ConnectionPool(Pool[T]):
         """
         return False
 
-    def get(self, *, timeout: float | Missing | None = MISSING) -> T:
-        """Take an item, making one or waiting in line if none is idle.
+    if TYPE_CHECKING:
+        # They are the core's, which is not generic.
 
-        Callers are served in the order they came; a put never lets anyone
-        overtake.  *timeout*, in seconds, covers waiting, checking and creating
-        together; None waits for ever; left out, it is the pool's.
+        def reset(self, item: T) -> object: ...
 
-        Every get needs its `put` or `discard`; `item` does both.
+        def get(self, *, timeout: float | Missing | None = MISSING) -> T: ...
 
-        Raises `PoolTimeout`, `PoolClosed`, `PoolFull`, `PoolShed`,
-        `PoolUnavailable`, `HubWouldBlock`, `WrongThread`, or whatever `create`
-        raised.  May switch, unless an item is idle that need not be checked and
-        nobody is in line.
-        """
-        line, book = self._line, self._book
-        if book.thread != current_thread():
-            self._belong_here()
-        if line.idle and not line.waiters:
-            item = line.idle.popleft()
-            entry, now = book.items[id(item)], monotonic()
-            if now < entry.trusted_until:
-                return self._hold(entry, item, now)
-            line.idle.appendleft(item)
-        seconds = book.timeout if timeout is MISSING else timeout
-        return within(seconds, self._get_slowly, self._timeout_error)
+        def put(self, item: T) -> None: ...
 
-    def put(self, item: T) -> None:
-        """Give *item* back; the first in line gets it.
-
-        It is `reset` first, and destroyed if that fails, if it is too old, or
-        if the pool is closed or has shrunk.  Raises `NotInUse` or `WrongThread`,
-        having changed nothing, for an item that is not out, or not here.
-        Switches only if `reset` or `destroy` does.
-        """
-        entry = self._take_back(item)
-        try:
-            self.reset(item)
-        except BaseException as error:
-            # Failed, or interrupted at an unknown byte; the slot must come free.
-            self._let_go("reset", item)
-            if not isinstance(error, Exception):
-                raise
-            log.info("%r: reset of %s failed: %r", self, item_name(item), error)
-        else:
-            self._shelve(entry, item)
+        def item(
+            self, *, timeout: float | Missing | None = MISSING
+        ) -> AbstractContextManager[T]: ...
 
     def discard(self, item: T) -> None:
         """Destroy *item*, which came from `get`, instead of putting it back.
@@ -267,17 +226,8 @@ class ConnectionPool(Pool[T]):
         `WrongThread` as `put` does.  Switches only if `destroy` does, and then
         for one turn of the hub.
         """
-        self._take_back(item)
+        take_back(self, item)
         self._let_go("discarded", item)
-
-    def item(self, *, timeout: float | Missing | None = MISSING) -> AbstractContextManager[T]:
-        """Take an item for the length of a ``with`` block.
-
-        Left without an error the item is put back.  Left by an Exception it is
-        put back if `fit_after` says so, else discarded.  Left by a Timeout, a
-        kill, or any other BaseException it is discarded.  *timeout* as in `get`.
-        """
-        return _Use(self, timeout)
 
     def recycle(self, spread: float = 0.0) -> None:
         """Retire all items made before now, those in use and those being made included.
@@ -408,7 +358,8 @@ class ConnectionPool(Pool[T]):
             if line is not self._line:  # forked while check() ran
                 return self._get_slowly()
             if reason is None:
-                return self._hold(entry, item, monotonic())
+                hold(book, line, entry, monotonic())
+                return item
             # His item was no good, his turn was not: he keeps his place.
             arrived = begun
             place = line.keep_place(arrived)
@@ -442,7 +393,7 @@ class ConnectionPool(Pool[T]):
             book.counters.waits += 1
             book.counters.wait_seconds += monotonic() - begun
 
-    def _judge(self, entry: Entry[T], item: T) -> str | None:
+    def _judge(self, entry: Entry, item: T) -> str | None:
         """Tell why an item just taken may not go out, or None if it may.  May switch."""
         life, now = self._book.life, monotonic()
         reason = life.verdict(entry, now, self._spare())
@@ -486,17 +437,6 @@ class ConnectionPool(Pool[T]):
 
     def _spare(self) -> bool:
         return len(self._book.items) > self.min_size
-
-    def _hold(self, entry: Entry[T], item: T, now: float) -> T:
-        entry.state = IN_USE
-        entry.uses += 1
-        entry.since = now
-        entry.holder = ref(getcurrent())
-        entry.reported = False
-        sweeper = self._book.sweeper
-        if sweeper is not None and len(self._line.idle) < sweeper.fewest_idle:
-            sweeper.fewest_idle = len(self._line.idle)
-        return item
 
     # Making.
 
@@ -577,29 +517,28 @@ class ConnectionPool(Pool[T]):
 
     # Taking back.
 
-    def _take_back(self, item: T) -> Entry[T]:
-        """Accept *item* from its holder, or refuse it with nothing changed."""
-        book = self._book
-        if book.thread != current_thread():
-            self._belong_here()
-        pool = type(self).__name__
-        entry = book.items.get(id(item))
-        known = entry is not None and entry.find() is item
-        if id(item) not in book.going and not known:
+    def _refuse(self, entry: Entry | None, item: T) -> NoReturn:
+        """Raise, for an *item* that was given back without being out."""
+        pool, known = type(self).__name__, entry is not None and entry.find() is item
+        if id(item) not in self._book.going and not known:
             raise NotInUse(f"this {pool} got back an item that it has not out: {item_name(item)}")
-        if entry is None or entry.state is not IN_USE:
-            state = (GONE if entry is None else entry.state).value
-            raise NotInUse(f"this {pool} got back {item_name(item)} twice: it is {state} already")
-        entry.state = BETWEEN
-        if book.count_holds:
-            book.counters.hold_seconds += monotonic() - entry.since
+        state = (GONE if entry is None else entry.state).value
+        raise NotInUse(f"this {pool} got back {item_name(item)} twice: it is {state} already")
+
+    def _note_hold(self, entry: Entry, item: T) -> None:
+        held = monotonic() - entry.since
+        if self._book.count_holds:
+            self._book.counters.hold_seconds += held
         if entry.reported:
-            held = monotonic() - entry.since
             # By another greenlet, for a handler may wait, and be killed there.
             spawn_raw(log.info, "%r: %s came back after %.1f s", self, item_name(item), held)
-        return entry
 
-    def _shelve(self, entry: Entry[T], item: T) -> None:
+    def _reset_failed(self, item: T, error: BaseException) -> None:
+        self._let_go("reset", item)
+        if isinstance(error, Exception):
+            log.info("%r: reset of %s failed: %r", self, item_name(item), error)
+
+    def _shelve(self, entry: Entry, item: T) -> None:
         line, book, now = self._line, self._book, monotonic()
         if book.items.get(entry.key) is not entry:  # inherited by a fork
             return
@@ -647,7 +586,7 @@ class ConnectionPool(Pool[T]):
             # and each of them, for a slow one must not delay the next.
             aside(partial(each_aside, going))
 
-    def _destroy(self, line: Any, book: Book[T], reason: str, item: T) -> None:
+    def _destroy(self, line: Any, book: Book, reason: str, item: T) -> None:
         try:
             with Timeout(book.destroy_timeout):
                 self.destroy(item)
@@ -660,7 +599,7 @@ class ConnectionPool(Pool[T]):
                 line.budget.going -= 1
             self._gone(line, book, id(item), reason)
 
-    def _gone(self, line: Any, book: Book[T], key: int, reason: str) -> None:
+    def _gone(self, line: Any, book: Book, key: int, reason: str) -> None:
         self._return_token(book, book.tokens.pop(key, MISSING))
         book.counters.gone(reason)
         self._vacate(line)
@@ -668,7 +607,7 @@ class ConnectionPool(Pool[T]):
         if len(book.items) < self.min_size and book is self._book:
             self._sweeper().wake()
 
-    def _return_token(self, book: Book[T], token: Any) -> None:
+    def _return_token(self, book: Book, token: Any) -> None:
         if book.limiter is not None and token is not MISSING:
             try:
                 book.limiter.put(token)
@@ -742,11 +681,11 @@ class ConnectionPool(Pool[T]):
             self._book.sweeper = Sweeper(self)
         return self._book.sweeper
 
-    def _hold_of(self, entry: Entry[T]) -> Hold:
+    def _hold_of(self, entry: Entry) -> Hold:
         holder = entry.holder() if entry.holder is not None else None
         return Hold(entry.find(), holder, monotonic() - entry.since)
 
-    def _report_leak(self, entry: Entry[T]) -> None:
+    def _report_leak(self, entry: Entry) -> None:
         hold = self._hold_of(entry)
         entry.reported = True
         self._book.counters.leaks += 1
@@ -783,6 +722,27 @@ class ConnectionPool(Pool[T]):
         heard = getattr(self._book.listener, event, None)
         if heard is not None:
             spawn_raw(_call_listener, heard, self, *about)
+
+    def _leave(self, use: Use, item: T, error: BaseException | None) -> None:
+        """End the with block of *use*, by *error* or with its *item* put back or gone before."""
+        if self._book.items.get(use._entry.key) is not use._entry:
+            return  # discarded in the block, or inherited by a fork: nothing is left to do
+        if not use.out():
+            if error is None:  # else that error tells more
+                raise NotInUse(f"{item_name(item)} was put back inside its own with block")
+            return
+        try:
+            fit = self._fit(item, error)
+        except BaseException:
+            # Killed while fit_after ran: nobody has judged the item.
+            self.discard(item)
+            raise
+        if not use.out():
+            return  # fit_after has seen to it
+        if fit:
+            self.put(item)
+        else:
+            self.discard(item)
 
     def _fit(self, item: T, error: BaseException | None) -> bool:
         if error is None:
@@ -848,6 +808,8 @@ class ConnectionPool(Pool[T]):
         for token in tokens.values():
             self._return_token(book, token)
         held = [entry.find() for entry in book.items.values()]
+        for entry in book.items.values():
+            entry.state = GONE  # a with block that ends here has nothing to put back
         items = [item for item in (*held, *book.going.values()) if item is not None]
         filenos: list[int] = []
         for item in items:
@@ -865,51 +827,6 @@ class ConnectionPool(Pool[T]):
                 except Exception:
                     return []  # closed, by the look of it
         return []
-
-
-class _Use(_Item[T]):
-    """One ``with pool.item()`` block of a connection pool."""
-
-    __slots__ = ("_entry", "_uses")
-
-    _pool: ConnectionPool[T]
-
-    def __enter__(self) -> T:
-        item = super().__enter__()
-        self._entry = entry = self._pool._book.items[id(item)]
-        self._uses = entry.uses
-        return item
-
-    def _out(self) -> bool:
-        """Tell whether the item is still out for this very block."""
-        return self._entry.state is IN_USE and self._entry.uses == self._uses
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        pool, entry, item = self._pool, self._entry, cast("T", self._item)
-        self._item = None
-        if pool._book.items.get(entry.key) is not entry:
-            return  # discarded in the block, or inherited by a fork: nothing is left to do
-        if not self._out():
-            if error is None:  # else that error tells more
-                raise NotInUse(f"{item_name(item)} was put back inside its own with block")
-            return
-        try:
-            fit = pool._fit(item, error)
-        except BaseException:
-            # Killed while fit_after ran: nobody has judged the item.
-            pool.discard(item)
-            raise
-        if not self._out():
-            return  # fit_after has seen to it
-        if fit:
-            pool.put(item)
-        else:
-            pool.discard(item)
 
 
 def split_settings(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,12 +19,12 @@ from typing import Any, Generic, TypeVar
 from gevent import get_hub
 
 from gpools._aside import aside, each_aside
+from gpools._fast import MISSING, Missing
 from gpools._holders import Hold
 from gpools._line import Line
 from gpools._order import Order
 from gpools.connection import ConnectionPool, this_thread
 from gpools.errors import NotInUse, PoolClosed
-from gpools.pool import MISSING, Missing
 
 __all__ = ["KeyedPool"]
 
@@ -235,7 +235,7 @@ class _Budget(Generic[K, T]):
         self.used = 0
         self.going = 0
         self._pools = pools
-        self._of: dict[Line[Any], _Keyed[K, T]] = {}
+        self._of: dict[Line, _Keyed[K, T]] = {}
         self._having: dict[_Keyed[K, T], None] = {}  # items, or slots for them
         self._wanted = 0  # slots, by all keys together
         # Those that want one, by when their first in line came; and those of
@@ -264,7 +264,7 @@ class _Budget(Generic[K, T]):
         self._pools[key] = keyed
         return keyed
 
-    def renew(self, line: Line[Any], successor: Line[Any]) -> None:
+    def renew(self, line: Line, successor: Line) -> None:
         successor.budget = self
         self.used -= line.size
         keyed = self._of.pop(line, None)
@@ -274,7 +274,7 @@ class _Budget(Generic[K, T]):
             self.note(successor)
             self._leaving.place(keyed, 0.0)
 
-    def note(self, line: Line[Any]) -> None:
+    def note(self, line: Line) -> None:
         keyed = self._of.get(line)
         if keyed is None:  # it was forgotten, and somebody uses it still
             return
@@ -292,13 +292,13 @@ class _Budget(Generic[K, T]):
         else:
             self._having.pop(keyed, None)
 
-    def allows(self, line: Line[Any]) -> bool:
+    def allows(self, line: Line) -> bool:
         if self.used >= self.limit:
             return False
         longest = self._wanting.first()
         return longest is None or longest.pool._line is line
 
-    def freed(self, line: Line[Any]) -> None:
+    def freed(self, line: Line) -> None:
         keyed = self._of.get(line)
         if keyed is not None:
             self.forget_if_empty(keyed)
@@ -340,7 +340,7 @@ class _Budget(Generic[K, T]):
             self._spare.place(keyed, since)
         return None
 
-    def displaces(self, line: Line[Any]) -> bool:
+    def displaces(self, line: Line) -> bool:
         if self.used != self.limit:
             return self.used > self.limit
         coming = self._coming()
@@ -386,7 +386,7 @@ class _Budget(Generic[K, T]):
         return self.limit - self.used + self.going
 
 
-def _wants(pool: ConnectionPool[Any], line: Line[Any]) -> int:
+def _wants(pool: ConnectionPool[Any], line: Line) -> int:
     """Return how many slots *pool* could use now."""
     if not line.waiters:
         return 0
@@ -395,11 +395,11 @@ def _wants(pool: ConnectionPool[Any], line: Line[Any]) -> int:
     return max(0, min(wants, line.limit - line.size))
 
 
-def _first(line: Line[Any]) -> float:
+def _first(line: Line) -> float:
     return next(iter(line.waiters.values()))
 
 
-def _idle_since(pool: ConnectionPool[Any], line: Line[Any]) -> float | None:
+def _idle_since(pool: ConnectionPool[Any], line: Line) -> float | None:
     """Return since when its longest idle item is, None if it has none or somebody waits for it."""
     if not line.idle or line.waiters:
         return None

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import Enum
 from math import inf
-from typing import Any, Generic, TypeVar
+from typing import Any
 from weakref import ref
 
 from greenlet import greenlet
 
 __all__ = ["Entry", "Lifecycle", "State"]
-
-T = TypeVar("T")
 
 JITTER = 0.05  # of max_age, at most, so that items made in a burst do not expire in one
 FRESH = 0.1  # seconds for which a new item that nobody has had is not checked
@@ -35,7 +33,7 @@ class State(Enum):
 IDLE, IN_USE, BETWEEN, GONE = State  # by these names: to look one up in an Enum is slow
 
 
-class Entry(Generic[T]):
+class Entry:
     """What the pool knows of one item."""
 
     __slots__ = (
@@ -52,7 +50,7 @@ class Entry(Generic[T]):
         "uses",
     )
 
-    def __init__(self, item: T, find: Callable[[], T | None], born: int) -> None:
+    def __init__(self, item: object, find: Callable[[], Any], born: int) -> None:
         self.key = id(item)
         self.find = find  # the item, or None once it has been collected; keeps none alive
         self.born = born  # the generation it was made in
@@ -89,19 +87,20 @@ class Lifecycle:
         """Whether anything can grow too old."""
         return self.max_age < inf or self.max_idle < inf
 
-    def begin(self, entry: Entry[Any], now: float, chance: float) -> None:
+    def begin(self, entry: Entry, now: float, chance: float) -> None:
         """Give a new item its time; *chance*, in [0, 1), is what spreads a burst."""
         entry.expires = now + self.max_age * (1 - JITTER * chance)
         if entry.born < self.generation:  # recycled while it was being made
             entry.expires = now
 
-    def shelve(self, entry: Entry[Any], now: float) -> None:
+    def shelve(self, entry: Entry, now: float) -> None:
         """Note that *entry* is idle from now on."""
         entry.state = IDLE
         entry.since = now
-        entry.trusted_until = min(entry.expires, now + self.max_idle, now + self.check_after)
+        until = now + (self.max_idle if self.max_idle < self.check_after else self.check_after)
+        entry.trusted_until = until if until < entry.expires else entry.expires
 
-    def verdict(self, entry: Entry[Any], now: float, spare: bool = True) -> str | None:
+    def verdict(self, entry: Entry, now: float, spare: bool = True) -> str | None:
         """Tell why *entry* must go, or None if it may stay.
 
         Not being *spare*, one of min_size, protects from idleness only.
@@ -112,7 +111,7 @@ class Lifecycle:
             return "max_idle"
         return None
 
-    def check_due(self, entry: Entry[Any], now: float) -> bool:
+    def check_due(self, entry: Entry, now: float) -> bool:
         """Tell whether an idle *entry* must be checked before it goes out."""
         if self.check_after == inf or entry.state is not IDLE:
             return False
@@ -123,14 +122,14 @@ class Lifecycle:
         trusted = self.check_after if entry.uses else max(self.check_after, FRESH)
         return now > entry.since + trusted
 
-    def doubt(self, entries: Iterable[Entry[Any]], now: float) -> None:
+    def doubt(self, entries: Iterable[Entry], now: float) -> None:
         """Trust none of the idle *entries* unseen: one of their kind was found dead."""
         self.suspect = now
         for entry in entries:
             entry.trusted_until = -inf
 
     def recycle(
-        self, entries: Iterable[Entry[Any]], now: float, spread: float, chance: Callable[[], float]
+        self, entries: Iterable[Entry], now: float, spread: float, chance: Callable[[], float]
     ) -> None:
         """Let all *entries* and all that is being made expire, within *spread* seconds."""
         self.generation += 1
@@ -138,7 +137,7 @@ class Lifecycle:
             entry.expires = min(entry.expires, now + spread * chance())
             entry.trusted_until = min(entry.trusted_until, entry.expires)
 
-    def next_look(self, entries: Iterable[Entry[Any]], now: float) -> float:
+    def next_look(self, entries: Iterable[Entry], now: float) -> float:
         """Tell for how many seconds from *now* nothing more can grow too old."""
         # What comes to be idle or to exist later is due no earlier than these two.
         times = [now + self.max_idle, now + self.max_age * (1 - JITTER)]

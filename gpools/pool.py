@@ -14,11 +14,10 @@ import queue
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from enum import Enum
 from numbers import Real
-from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from gpools._fast import Core
 from gpools._line import NOTHING, SLOT, Line
 from gpools._within import within
 from gpools.errors import PoolTimeout
@@ -26,46 +25,6 @@ from gpools.errors import PoolTimeout
 __all__ = ["Pool", "Token", "TokenPool"]
 
 T = TypeVar("T")
-
-
-class Missing(Enum):
-    """Stands for what was not given, where None means something."""
-
-    MISSING = "not given"
-
-
-MISSING: Final = Missing.MISSING
-
-
-class _Item(AbstractContextManager[T]):
-    """One ``with pool.item()`` block; serves once."""
-
-    __slots__ = ("_item", "_pool", "_timeout")
-
-    def __init__(self, pool: Pool[T], timeout: float | Missing | None) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._item: T | Missing | None = MISSING  # None once entered
-
-    def __enter__(self) -> T:
-        if self._item is not MISSING:
-            raise RuntimeError("an item() serves one with block; call pool.item() for each")
-        self._item = None  # no second entry, not even while this one waits
-        if self._timeout is MISSING:
-            item = self._pool.get()
-        else:
-            item = self._pool.get(timeout=self._timeout)
-        self._item = item
-        return item
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        item, self._item = self._item, None
-        self._pool.put(cast("T", item))
 
 
 class _Channel(Generic[T]):
@@ -100,7 +59,7 @@ class _ChannelOfPool:
         return _Channel(pool)
 
 
-class Pool(Generic[T]):
+class Pool(Core, Generic[T]):
     """A pool of up to *max_size* items of any kind, made on demand.
 
     Give *create*, a callable without arguments, or define `create` in a
@@ -127,8 +86,6 @@ class Pool(Generic[T]):
     order_as_stack: bool = False
 
     channel = _ChannelOfPool()
-
-    _line: Line[T]  # all else that changes
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Pool[T]:
         # Here, not in __init__, because subclasses use their pool before they
@@ -173,48 +130,14 @@ class Pool(Generic[T]):
         """
         raise NotImplementedError("give create=, or define create() in a subclass")
 
-    def get(self, *, timeout: float | None = None) -> T:
-        """Take an item, making one or waiting in line if none is idle.
+    if TYPE_CHECKING:
+        # They are the core's, which is not generic.
 
-        Callers are served in the order they came; a put never lets anyone
-        overtake.  *timeout*, in seconds, covers waiting and creating together;
-        with None, wait for ever.
+        def get(self, *, timeout: float | None = None) -> T: ...
 
-        Every get needs its `put`; `item` does both.
+        def put(self, item: T) -> None: ...
 
-        Raises `PoolTimeout`, `HubWouldBlock`, or whatever `create` raised.
-        May switch, unless an item is idle and nobody is in line.
-        """
-        line = self._line
-        if line.idle and not line.waiters:
-            return line.idle.popleft()
-        return within(timeout, self._get_slowly, self._timeout_error)
-
-    def put(self, item: T) -> None:
-        """Give *item* back; the first in line gets it.
-
-        While ``current_size`` is above ``max_size`` the item is dropped and
-        ``current_size`` falls by one.  Never switches.
-        """
-        line = self._line
-        if line.size > line.limit:
-            line.vacate()
-            return
-        if self.order_as_stack:
-            line.idle.appendleft(item)
-        else:
-            line.idle.append(item)
-        if line.waiters:
-            line.wake()
-
-    def item(self, *, timeout: float | None = None) -> AbstractContextManager[T]:
-        """Take an item for the length of a ``with`` block.
-
-        It goes back by `put` **whatever happens in the block**: a plain pool
-        cannot know whether a Timeout or a kill left it in the middle of
-        something.  `ConnectionPool` does.  *timeout* as in `get`.
-        """
-        return _Item(self, MISSING if timeout is None else timeout)
+        def item(self, *, timeout: float | None = None) -> AbstractContextManager[T]: ...
 
     def resize(self, new_size: int) -> None:
         """Set ``max_size``; whoever now fits is let in.

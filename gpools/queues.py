@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from queue import Empty, Full
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from gevent.event import Event
 
@@ -40,8 +40,8 @@ class FairLifoQueue(Generic[T]):
 
     def __init__(self, maxsize: int = 0) -> None:
         self.maxsize = maxsize
-        self._getters: Line[T] = Line(0)  # which makes nothing: items are put
-        self._putters: Line[T] = Line(maxsize if maxsize > 0 else sys.maxsize)
+        self._getters: Line = Line(0)  # which makes nothing: items are put
+        self._putters: Line = Line(maxsize if maxsize > 0 else sys.maxsize)
         self._unfinished = 0
         self._finished = Event()
         self._finished.set()
@@ -88,7 +88,7 @@ class FairLifoQueue(Generic[T]):
                 raise Empty
             item = within(timeout, getters.wait, lambda _: Empty())
         self._count()
-        return item  # type: ignore[return-value]  # no slot: there are none
+        return cast("T", item)  # no slot: there are none
 
     def put_nowait(self, item: T) -> None:
         """Add *item*; raises `queue.Full` rather than wait.  Never switches."""

@@ -68,7 +68,7 @@ __all__ = ["CutOff", "Result", "Scenario", "World", "explore", "replay", "sample
 TICK = 1e-6  # seconds between two looks at the clock
 
 # Who looks at the clock, and who rolls dice.
-CLOCKED = ("_creator", "_line", "_sweeper", "connection", "keyed")
+CLOCKED = ("_creator", "_fast", "_line", "_sweeper", "connection", "keyed")
 CHANCED = ("_creator", "connection")
 
 

@@ -98,6 +98,10 @@ def connection(*what):
     return mutant("connection", *what)
 
 
+def fast(*what):
+    return mutant("_fast", *what)
+
+
 MUTANTS = [
     line(
         "a slot given up wakes nobody",
@@ -190,7 +194,7 @@ MUTANTS = [
         "plain, create fails",
         ("self._line.vacate()\n            raise", "self._line.size -= 1\n            raise"),
     ),
-    pool(
+    fast(
         "a dropped item keeps its slot",
         "plain, shrinks",
         ("line.vacate()\n            return", "return"),
@@ -200,15 +204,15 @@ MUTANTS = [
         "plain, grows",
         ("self._line.limit = new_size\n        self._line.wake()", "self._line.limit = new_size"),
     ),
-    pool(
+    fast(
         "a put wakes nobody",
         "plain, three share one",
         ("if line.waiters:\n            line.wake()", ""),
     ),
-    pool(
+    fast(
         "get takes an idle item past the line",
         "plain, a greedy loop",
-        ("if line.idle and not line.waiters:", "if line.idle:"),
+        ("line.idle and not line.waiters:\n            return", "line.idle:\n            return"),
     ),
     mutant(
         "_within",
@@ -216,10 +220,13 @@ MUTANTS = [
         "plain, get times out",
         ("timer.close()", "pass"),
     ),
-    pool(
+    fast(
         "an item() block that is killed keeps its item",
         "plain, three share one",
-        ('self._pool.put(cast("T", item))', 'kind or self._pool.put(cast("T", item))'),
+        (
+            "self._item = None\n        self._pool.put",
+            "self._item = None\n        kind or self._pool.put",
+        ),
     ),
     connection(
         "a create that is killed keeps its slot",
@@ -229,7 +236,7 @@ MUTANTS = [
             "except Exception as error:\n            # Whatever ended",
         ),
     ),
-    connection(
+    fast(
         "a reset that is killed loses the item",
         "all verbs switch",
         (
@@ -334,35 +341,35 @@ MUTANTS = [
         "shrinks",
         ("elif line.size - len(book.going) > line.limit:", "elif False:"),
     ),
-    connection(
+    fast(
         "a put is taken for items that are not out",
         "put twice",
-        ("if entry is None or entry.state is not IN_USE:", "if entry is None:"),
+        ("if entry is None or entry.state is not IN_USE or", "if entry is None or"),
     ),
-    connection(
+    fast(
         "an item being reset can be put again",
         "put twice",
-        ("entry.state = BETWEEN\n        if book.count_holds", "if book.count_holds"),
+        ("entry.state = BETWEEN\n    if book.count_holds", "if book.count_holds"),
     ),
-    connection(
+    fast(
         "an item that comes back wakes nobody",
         "all verbs switch",
-        ("if line.waiters or line.budget is not None:", "if line.budget is not None:"),
+        ("if line.waiters:\n        line.wake()", ""),
     ),
     connection(
         "a second kill, in fit_after, loses the item",
         "an error that is forgiven",
-        ("pool.discard(item)\n            raise", "raise"),
+        ("self.discard(item)\n            raise", "raise"),
     ),
     connection(
         "a block puts what was discarded inside",
         "discarded inside",
         (
-            "if pool._book.items.get(entry.key) is not entry:\n            return",
+            "if self._book.items.get(use._entry.key) is not use._entry:\n            return",
             "if False:\n            return",
         ),
     ),
-    connection(
+    fast(
         "a block puts back the next holder's item",
         "put back inside",
         (" and self._entry.uses == self._uses", ""),
@@ -611,12 +618,18 @@ MUTANTS = [
     line(
         "who dies in line is still counted as wanting a slot",
         "two keys share one, given up",
-        ("self.waiters.pop(me, None)\n            self._note()", "self.waiters.pop(me, None)"),
+        (
+            "self.waiters.pop(me, None)\n            if self.budget is not None:",
+            "self.waiters.pop(me, None)\n            if False:",
+        ),
     ),
     line(
         "a line that lost an item to one who came earlier wants no slot",
         "two keys share two, dead items",
-        ("item = self.idle.popleft()\n                self._note()", "item = self.idle.popleft()"),
+        (
+            "item = self.idle.popleft()\n                if self.budget is not None:",
+            "item = self.idle.popleft()\n                if False:",
+        ),
     ),
     line(
         "what is left idle by its own key makes way for no other",
@@ -626,7 +639,10 @@ MUTANTS = [
     line(
         "a line that wakes is not looked at",
         "two keys share one",
-        ("self._note()\n        if self.waiters:", "if self.waiters:"),
+        (
+            "self.budget.note(self)\n        if self.waiters:",
+            "pass\n        if self.waiters:",
+        ),
     ),
     line(
         "who took a slot still wants one",

@@ -47,7 +47,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for room in ("connection", "_sweeper", "_line", "_creator"):
+    for room in ("_fast", "connection", "_sweeper", "_line", "_creator"):
         monkeypatch.setattr(f"gpools.{room}.monotonic", clock)
     # No jitter, so that an age is what it says.
     monkeypatch.setattr("gpools.connection.random", lambda: 0.0)

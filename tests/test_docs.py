@@ -160,7 +160,9 @@ def made_by_users(value):
 
 
 def public(owner):
-    names = {name: value for name, value in vars(owner).items() if not name.startswith("_")}
+    owners = [base for base in owner.__bases__ if base.__module__ == "gpools._fast"] + [owner]
+    every = {name: value for owner in owners for name, value in vars(owner).items()}
+    names = {name: value for name, value in every.items() if not name.startswith("_")}
     if dataclasses.is_dataclass(owner):
         names |= {field.name: None for field in dataclasses.fields(owner)}
     return names

@@ -12,7 +12,16 @@ import pytest
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from gpools import ConnectionPool, Hold, NotInUse, PoolTimeout, RedisPool, _sweeper, connection
+from gpools import (
+    ConnectionPool,
+    Hold,
+    NotInUse,
+    PoolTimeout,
+    RedisPool,
+    _fast,
+    _sweeper,
+    connection,
+)
 from gpools._holders import greenlet_name, item_name
 from tests.hostile import Gate, full_check, slow
 from tests.waiting import settle, spawn, until
@@ -312,7 +321,7 @@ class Clock:
 def clock(monkeypatch):
     """A clock that stands still unless it is set; the sweeper looks when told."""
     clock = Clock()
-    for module in (connection, _sweeper):
+    for module in (_fast, connection, _sweeper):
         monkeypatch.setattr(module, "monotonic", clock)
     return clock
 

@@ -44,7 +44,7 @@ def test_wheel_holds_the_package_and_nothing_else(dist):
     [wheel] = dist.glob("gpools-*-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"gpools"}
-    kinds = ("*.py", "*.lua")
+    kinds = ("*.py", "*.pxd", "*.lua")
     sources = {
         str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "gpools").rglob(kind)
     }

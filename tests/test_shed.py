@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpools import CoDel, ConnectionPool, PoolShed, PoolTimeout, _line, connection
+from gpools import CoDel, ConnectionPool, PoolShed, PoolTimeout, _fast, _line, connection
 from tests.hostile import Gate, full_check
 from tests.waiting import settle, spawn
 
@@ -282,8 +282,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(_line, "monotonic", clock)
-    monkeypatch.setattr(connection, "monotonic", clock)
+    for module in (_fast, _line, connection):
+        monkeypatch.setattr(module, "monotonic", clock)
     return clock
 
 
@@ -335,8 +335,8 @@ def test_a_pool_of_one_equals_db_connection(events):
     """The clock is patched by hand: hypothesis and fixtures of one test do not mix."""
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock()
-        patch.setattr(_line, "monotonic", clock)
-        patch.setattr(connection, "monotonic", clock)
+        for module in (_fast, _line, connection):
+            patch.setattr(module, "monotonic", clock)
         reference = Reference(TARGET, INTERVAL)
         line = Line(clock, check=None, shed=CoDel(TARGET, INTERVAL))
         callers = []

@@ -593,14 +593,14 @@ def puts_back_whatever_happened(monkeypatch):
 
 
 def puts_an_item_on_the_shelf_twice(monkeypatch):
-    shelve, dice = ConnectionPool._shelve, random.Random(0)
+    put, dice = ConnectionPool.put, random.Random(0)
 
-    def shelve_twice(pool, entry, item):
-        shelve(pool, entry, item)
+    def put_twice(pool, item):
+        put(pool, item)
         if dice.random() < 0.05 and item in pool._line.idle:
             pool._line.idle.append(item)
 
-    monkeypatch.setattr(ConnectionPool, "_shelve", shelve_twice)
+    monkeypatch.setattr(ConnectionPool, "put", put_twice)
 
 
 def miscounts_what_grew_old(monkeypatch):

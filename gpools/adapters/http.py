@@ -187,6 +187,11 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         self._change()
 
 
+_CONNECTIONS = frozenset(("connections", "authorizations"))  # of a client, and what they brought
+
+_GONE = object()
+
+
 class _Settings:
     """What makes an `Http` answer as it does, but for its connections."""
 
@@ -196,17 +201,25 @@ class _Settings:
         self.attributes = {
             name: copy(value) if isinstance(value, (list, dict, set)) else value
             for name, value in vars(http).items()
-            if name not in ("connections", "authorizations")
+            if name not in _CONNECTIONS
         }
         self.credentials = list(http.credentials.credentials)
         self.certificates = list(http.certificates.credentials)
 
-    def __eq__(self, other: object) -> bool:
-        return vars(self) == vars(other)
+    def are_those_of(self, http: httplib2.Http) -> bool:
+        """Tell whether *http* has these settings; at each return, so without copies."""
+        found = vars(http)
+        others = found.keys() & _CONNECTIONS
+        return (
+            len(found) - len(others) == len(self.attributes)
+            and all(found.get(name, _GONE) == value for name, value in self.attributes.items())
+            and http.credentials.credentials == self.credentials
+            and http.certificates.credentials == self.certificates
+        )
 
     def apply(self, http: httplib2.Http) -> None:
         own = self.attributes["credentials"], self.attributes["certificates"]
-        for name in vars(http).keys() - self.attributes.keys() - {"connections", "authorizations"}:
+        for name in vars(http).keys() - self.attributes.keys() - _CONNECTIONS:
             delattr(http, name)
         for name, value in self.attributes.items():
             setattr(http, name, copy(value) if isinstance(value, (list, dict, set)) else value)
@@ -241,7 +254,7 @@ class _Clients:
     def restore(self, http: httplib2.Http) -> None:
         """Give a client back the settings it was made with."""
         settings = self.made[http]
-        if _Settings(http) != settings:
+        if not settings.are_those_of(http):
             settings.apply(http)
         # Those learnt from credentials that were taken away again, too.
         own = {credentials[1:] for credentials in settings.credentials}

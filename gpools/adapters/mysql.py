@@ -14,13 +14,13 @@ from weakref import WeakSet
 
 from gevent import Timeout
 
+from gpools._fast import MISSING, Missing
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
-from gpools.pool import MISSING, Missing
 
 with extra("mysql"):
     from pymysql import err  # type: ignore[import-untyped]

@@ -18,12 +18,12 @@ from gevent.monkey import get_original
 from gevent.selectors import GeventSelector
 from gevent.socket import wait_read, wait_write
 
+from gpools._fast import MISSING, Missing
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._probe import quiet
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
-from gpools.pool import MISSING, Missing
 
 with extra("postgres"):
     import psycopg

@@ -231,7 +231,7 @@ class FairPool(Pool):
         close = partial(super()._close_connection, connection, terminate=terminate)
         aside(partial(self._close_aside, self._line, connection, close))
 
-    def _close_aside(self, line: Line[_Record], connection: Any, close: Callable[[], None]) -> None:
+    def _close_aside(self, line: Line, connection: Any, close: Callable[[], None]) -> None:
         try:
             with Timeout(_CLOSE_TIMEOUT):
                 close()
@@ -244,10 +244,10 @@ class FairPool(Pool):
 
     # Making and letting go.
 
-    def _new_line(self) -> Line[_Record]:
+    def _new_line(self) -> Line:
         return Line(sys.maxsize if self._max_overflow == -1 else self._size + self._max_overflow)
 
-    def _new_record(self, line: Line[_Record]) -> _Record:
+    def _new_record(self, line: Line) -> _Record:
         """Fill a slot that is already taken; may switch."""
         pid = os.getpid()
         try:
@@ -342,7 +342,7 @@ class _Record(_ConnectionRecord):
 
     __slots__ = ("fair", "holder", "line", "out", "since", "watch")
 
-    def __init__(self, pool: FairPool, line: Line[_Record]) -> None:
+    def __init__(self, pool: FairPool, line: Line) -> None:
         self.fair = pool
         self.line = line  # which counts it
         self.out = False

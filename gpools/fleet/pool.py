@@ -16,6 +16,7 @@ from weakref import WeakSet, finalize
 from gevent import spawn_raw
 from gevent.monkey import get_original
 
+from gpools._fast import MISSING, Item, Missing
 from gpools._holders import Hold
 from gpools._within import within
 from gpools.connection import (
@@ -28,7 +29,6 @@ from gpools.fleet import _link
 from gpools.fleet._link import Source
 from gpools.fleet._member import GOODBYE, Member, Token, closed_error, info_of_this_process
 from gpools.fleet._watch import FleetStats, fleet_stats
-from gpools.pool import MISSING, Missing, _Item
 
 __all__ = ["DistributedTokenPool"]
 
@@ -204,7 +204,9 @@ class DistributedTokenPool:
 
         *timeout* as in `get`.
         """
-        return _Item(self, timeout)  # type: ignore[arg-type]
+        use = Item()
+        use._pool, use._timeout, use._item = self, timeout, MISSING
+        return use
 
     def free(self) -> int:
         """Tell how many tokens of the fleet are free, as of the last reply.  Never switches."""

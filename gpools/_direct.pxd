@@ -1,0 +1,13 @@
+from cpython.weakref cimport PyWeakref_NewRef
+
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+
+
+cdef inline object current_thread():
+    return PyThread_get_thread_ident()
+
+
+cdef inline object weakly(thing):
+    return PyWeakref_NewRef(thing, None)
