@@ -165,6 +165,22 @@ def script(make_script):
     return make_script()
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+def test_replies_are_cut_out_of_any_pieces(size):
+    stream = (
+        b"+OK\r\n$5\r\nab\r\nc\r\n>3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$0\r\n\r\n:-7\r\n*2\r\n_\r\n#t\r\n"
+        b"-NOSCRIPT no\r\n%1\r\n+a\r\n,1.5\r\n$-1\r\n*-1\r\n=6\r\ntxt:hm\r\n~1\r\n:0\r\n"
+    )
+    parser, replies = Replies(), []
+    for i in range(0, len(stream), size):
+        replies += parser.feed(stream[i : i + size])
+    error = replies.pop(5)
+    assert (type(error), str(error)) == (ServerError, "NOSCRIPT no")
+    assert type(replies[2]) is Push
+    expected = [b"OK", b"ab\r\nc", [b"message", b"x", b""], -7, [None, True]]
+    assert replies == [*expected, {b"a": 1.5}, None, None, b"hm", [0]]
+
+
 def wanting(*wids):
     return ("", "", 0, *wids)
 
