@@ -6,6 +6,7 @@ import pickle
 import random
 import select
 import signal
+import socket
 import struct
 import time
 import weakref
@@ -612,6 +613,24 @@ def test_unavailable_with_a_safe_capacity(fleet, start_server, name):
     assert all(token.valid for _, token in tokens)
     [pool.put(token) for pool, token in tokens]
     until(lambda: empty(a))
+
+
+def test_what_the_kernel_does_not_take_at_once_arrives_whole(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1, lease=60.0)
+    pool.put(pool.get())
+    link = pool._member().link
+    link._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    redis_server.freeze()
+    asking = [spawn(pool.stats, timeout=30) for _ in range(3000)]
+    until(lambda: link._out)
+    getting = spawn(pool.get)
+    settle()
+    redis_server.thaw()
+    gevent.joinall(asking, timeout=30)
+    assert {one.get().max_size for one in asking} == {1}
+    pool.put(getting.get(timeout=5))
+    assert not link._out
+    assert link.connections == 1
 
 
 def test_closed_while_the_server_is_down(fleet, name):
