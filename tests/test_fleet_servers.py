@@ -174,7 +174,7 @@ def test_behind_a_sentinel_the_pool_follows_the_master(fleet, start_server):
     until(lambda: len(sentinel.call("SENTINEL", "REPLICAS", "service")) == 1, timeout=20)
     name = next(names)
     source = redis.sentinel.Sentinel([sentinel.address], socket_timeout=1)
-    a, b = (fleet(source.master_for("service"), name, grace=None) for _ in range(2))
+    a, b = (fleet(source.master_for("service"), name, grace=1.0) for _ in range(2))
     held = a.get(timeout=15)
     b.stats()
     first.kill9()
