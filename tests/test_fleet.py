@@ -667,6 +667,18 @@ def test_kept_tokens_cost_no_request_and_are_recalled(fleet, redis_server, name)
     b.put(b.get(timeout=1))
 
 
+def test_kept_tokens_of_a_lost_epoch_are_given_up_without_a_word(fleet, redis_server, name, caplog):
+    """The sync that learned of the loss had still counted them."""
+    pool = fleet(redis_server, name, 2, keep=2)
+    one, two = pool.get(), pool.get()
+    pool.put(one), pool.put(two)
+    assert used(pool) == 2
+    redis_server.call("FLUSHALL")
+    redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
+    until(lambda: empty(pool))
+    assert "counts differ" not in caplog.text
+
+
 def test_kept_tokens_go_when_a_reconnected_waiter_comes(fleet, redis_server, name):
     """A sync that queues must recall, too."""
     a, b = fleet(redis_server, name, 1, keep=1), fleet(redis_server, name, 1)

@@ -467,12 +467,14 @@ class Member:
         self.deadline = flight.sent + SAFE * self.lease
         self._heartbeat = flight.sent + self.lease / 3
         self._look = now + soon / 1e6 + JITTER * random()
-        if flight.sync:
-            self._synced(words[11], int(words[12]))
+        given_up = flight.sync and self._synced(words[11], int(words[12]))
         if flight.wants:
             self._answer(flight.wants, base, direct)
         for i in range(14 if flight.sync else 11, len(words), 2):
             self._granted(int(words[i]), int(words[i + 1]))
+        if given_up:
+            self.resync()  # which had counted them
+            return
         if held != self._count() + self.unsent:  # I5
             self.mismatches += 1
             spawn_raw(log.warning, "fleet pool %r: counts differ, telling anew", self.settings.name)
@@ -513,13 +515,17 @@ class Member:
             self._lose("the server did not know this process any more")
         self.resync()
 
-    def _synced(self, epoch: bytes, knew: int) -> None:
+    def _synced(self, epoch: bytes, knew: int) -> bool:
+        """Tell whether tokens that nobody has yet were lost."""
         lost = self._lost_by_sync(epoch, knew)
         self.epoch = epoch
         self.ready, self.failed = True, None
         self._compare_settings()
-        if lost:
-            self._lose("the server had given up this process")
+        if not lost:
+            return False
+        counted = self._count()
+        self._lose("the server had given up this process")
+        return self._count() < counted
 
     def _answer(self, wants: list[Waiter], base: int, direct: int) -> None:
         """Note the numbers of *wants*, of which the first *direct* ones are granted."""
