@@ -61,7 +61,7 @@ def at_once(library, option):
 def contenders():
     found = {}
     for name, library in LIBRARIES.items():
-        if library.creates and library.waits:
+        if library.creates and library.waits and library.process != "compiled":
             # It makes one after the other, for which everybody waits: 7 s.
             if name != "DBUtils PooledDB":
                 found[SPIKE.format(name)] = Contender(partial(spike, library), **about(library))

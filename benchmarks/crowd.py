@@ -2,10 +2,13 @@
 
 import time
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 
 from benchmarks.harness import Contender
 from benchmarks.page import spread
+
+NO_POOL = "no pool, one greenlet"
 
 
 @contextmanager
@@ -13,7 +16,7 @@ def crowd(open_client, greenlets, times, option):
     """Let so many *greenlets* each ask so many *times*, by what *open_client* yields."""
     with open_client(option) as ask:
         if option.quick:
-            times = 1
+            times = max(1, times // 20)
 
         def run():
             waits = []
@@ -41,9 +44,15 @@ def crowd(open_client, greenlets, times, option):
 
 
 class Clients:
-    """The contenders of a theme, by name; register them with a call."""
+    """The contenders of a theme, by name; register them with a call.
 
-    def __init__(self):
+    A crowd of so many *greenlets* asks so many *times* each; of NO_POOL one greenlet asks
+    as often as all of these together.
+    """
+
+    def __init__(self, greenlets, times):
+        self.greenlets = greenlets
+        self.times = times
         self.opens = {}
         self.needs = {}
         self.ours = set()
@@ -58,15 +67,15 @@ class Clients:
 
         return register
 
-    def contenders(self, start):
-        """Return them all; *start* makes the context of a round from what opens a client."""
-        return {
-            name: Contender(
-                start(open_client),
-                missing=tuple(need for need in self.needs[name] if find_spec(need) is None),
-            )
-            for name, open_client in self.opens.items()
-        }
+    def contenders(self):
+        found = {}
+        for name, open_client in self.opens.items():
+            size = (self.greenlets, self.times)
+            if name == NO_POOL:
+                size = (1, self.greenlets * self.times)
+            missing = tuple(need for need in self.needs[name] if find_spec(need) is None)
+            found[name] = Contender(partial(crowd, open_client, *size), missing=missing)
+        return found
 
     def named(self, name):
         return f"**{name}**" if name in self.ours else name
@@ -84,5 +93,10 @@ class Clients:
         return rows
 
     def bars(self, results):
-        values = [(name, results.median(name, "rate"), name in self.ours) for name in results.names]
+        """Return the rates of those that are a crowd."""
+        values = [
+            (name, results.median(name, "rate"), name in self.ours)
+            for name in results.names
+            if name != NO_POOL
+        ]
         return sorted(values, key=lambda value: -value[1])

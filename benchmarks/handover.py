@@ -5,7 +5,7 @@ from functools import partial
 
 from benchmarks.harness import Contender, quartiles, timed
 from benchmarks.page import Section, better, goal, named, spread, table
-from benchmarks.peers import LEAST, LIBRARIES, about, bare_line, opened, semaphore
+from benchmarks.peers import COMPILED, LEAST, LIBRARIES, about, bare_line, opened, semaphore
 from benchmarks.plots import bars
 
 FLOOR = "handed over, floor"
@@ -116,7 +116,8 @@ def report(results):
             results.ratios(HANDED.format(name), FLOOR, "ns"),
             1.3,
         )
-        for name in ("Pool", "ConnectionPool")
+        for each in ("Pool", "ConnectionPool")
+        for name in (each, COMPILED.format(each))
     ]
     floors, plain, alone = (results.all(use, "ns") for use in (FLOOR, HANDED.format("Pool"), ALONE))
     net = quartiles(

@@ -3,13 +3,13 @@
 from contextlib import contextmanager
 from functools import partial
 
-from benchmarks.crowd import Clients, crowd
+from benchmarks.crowd import NO_POOL, Clients
 from benchmarks.page import Goal, Section, better, goal, table
 from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 200, 20, 3
 RECIPE, REQUESTS = "httplib2 in a gevent.queue", "requests"
-client = Clients()
+client = Clients(GREENLETS, TIMES)
 
 
 @contextmanager
@@ -98,8 +98,14 @@ def geventhttpclient(option):
     client.close()
 
 
-def contenders():
-    return client.contenders(lambda open_client: partial(crowd, open_client, GREENLETS, TIMES))
+@client(NO_POOL)
+def held(option):
+    import httplib2
+
+    yield partial(httplib2.Http().request, option.url)
+
+
+contenders = client.contenders
 
 
 def report(results):
@@ -134,7 +140,7 @@ def report(results):
     text = f"""\
 Each of {GREENLETS} greenlets sends {TIMES} GETs in a row, through {CONNECTIONS} connections to an
 HTTP server on the same machine, which is a small one written in Python.
-The columns are those of Redis.
+The columns are those of Redis; no pool: one greenlet with one `httplib2.Http`.
 
 {table(heads, client.rows(results, REQUESTS, "counted"))}"""
     plot = bars(

@@ -1,6 +1,7 @@
 """What an import costs, each time in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -40,9 +41,10 @@ print(json.dumps({{"ms": ms, "kB": after - before, "modules": sorted(sys.modules
 def importing(statement, option):
     program = PROGRAM.format(statement=statement)
     command = [sys.executable, "-W", "ignore", "-c", program]
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
     def run():
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, check=True)
         found = json.loads(done.stdout)
         modules = found.pop("modules")
         return found | {

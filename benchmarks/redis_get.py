@@ -3,13 +3,13 @@
 from contextlib import contextmanager
 from functools import partial
 
-from benchmarks.crowd import Clients, crowd
+from benchmarks.crowd import NO_POOL, Clients
 from benchmarks.page import Section, better, goal, table
 from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 200, 20, 20
 BASE = "redis BlockingConnectionPool"
-client = Clients()
+client = Clients(GREENLETS, TIMES)
 
 
 @contextmanager
@@ -57,8 +57,15 @@ def blocking(option):
     pool.disconnect()
 
 
-def contenders():
-    return client.contenders(lambda open_client: partial(crowd, open_client, GREENLETS, TIMES))
+@client(NO_POOL)
+def held(option):
+    import redis
+
+    with redis.Redis(port=option.port, single_connection_client=True) as client:
+        yield partial(client.get, "key")
+
+
+contenders = client.contenders
 
 
 def report(results):
@@ -88,6 +95,8 @@ redis-server on the same machine.
 The times are those of a caller, from asking for a connection to the answer.
 CPU is the client's for one command.
 Connections: opened in all rounds, counted by the server.
+No pool: one greenlet that keeps one connection sends as many as all of them; its CPU is about
+what the client itself costs.
 
 {table(heads, client.rows(results, BASE, "counted"))}"""
     plot = bars(

@@ -1,15 +1,14 @@
 """SELECT 1 by 100 greenlets through 10 connections to a real PostgreSQL."""
 
 from contextlib import contextmanager
-from functools import partial
 
-from benchmarks.crowd import Clients, crowd
+from benchmarks.crowd import NO_POOL, Clients
 from benchmarks.page import Section, better, goal, table
 from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 100, 10, 10
 BASE = "psycopg_pool"
-client = Clients()
+client = Clients(GREENLETS, TIMES)
 
 
 @contextmanager
@@ -82,8 +81,15 @@ def alchemy(option):
     yield from _alchemy(QueuePool, option)
 
 
-def contenders():
-    return client.contenders(lambda open_client: partial(crowd, open_client, GREENLETS, TIMES))
+@client(NO_POOL, "psycopg")
+def held(option):
+    import psycopg
+
+    with psycopg.connect(option.url, autocommit=True) as connection:
+        yield lambda: connection.execute("SELECT 1").fetchone()
+
+
+contenders = client.contenders
 
 
 def report(results):

@@ -15,7 +15,14 @@ from benchmarks.plots import lines
 
 LENGTHS = (10, 100, 10_000, 25_000)
 KEPT = "memory"
-WHO = ["Pool", "ConnectionPool", "eventlet.pools", "gevent.queue recipe", "psycopg_pool"]
+WHO = [
+    "Pool",
+    "Pool, compiled",
+    "ConnectionPool",
+    "eventlet.pools",
+    "gevent.queue recipe",
+    "psycopg_pool",
+]
 FLOOR = "gevent's semaphore"
 BARE = "a greenlet that waits for nothing"
 KILLED = 50

@@ -6,7 +6,7 @@ monkey.patch_all()
 
 import redis
 
-from _redis import redis_url
+from _servers import redis_url
 from gpools import RedisPool
 
 

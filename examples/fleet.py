@@ -5,7 +5,7 @@ import sys
 
 import gevent
 
-from _redis import redis_url
+from _servers import redis_url
 from gpools.fleet import DistributedTokenPool
 
 

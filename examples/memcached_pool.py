@@ -2,7 +2,7 @@
 
 import gevent
 
-from _memcached import memcached_server
+from _servers import memcached_server
 from gpools.adapters.memcached import FairPooledClient, MemcachedPool
 
 

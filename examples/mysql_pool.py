@@ -7,7 +7,7 @@ monkey.patch_all()
 import gevent
 import pymysql
 
-from _mysql import mysql_url
+from _servers import mysql_url
 from gpools import MySQLPool
 
 

@@ -7,7 +7,7 @@ monkey.patch_all()
 import gevent
 import psycopg
 
-from _postgres import postgres_url
+from _servers import postgres_url
 from gpools.adapters import PostgresPool
 
 

@@ -7,7 +7,7 @@ monkey.patch_all()
 import gevent
 import redis
 
-from _redis import redis_url
+from _servers import redis_url
 from gpools.adapters.redis_py import FairConnectionPool
 
 with redis_url() as url, FairConnectionPool.from_url(url, max_connections=2, name="app") as pool:

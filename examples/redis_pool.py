@@ -7,7 +7,7 @@ monkey.patch_all()
 import gevent
 import redis
 
-from _redis import redis_url
+from _servers import redis_url
 from gpools import RedisPool
 
 

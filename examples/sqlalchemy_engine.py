@@ -8,7 +8,7 @@ import gevent
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import TimeoutError
 
-from _postgres import postgres_url
+from _servers import postgres_url
 from gpools import FairPool
 
 served = []

@@ -18,6 +18,6 @@ cdef class Book:
     cdef public object listener
     cdef public object max_waiting
     cdef public object sweeper
-    cdef public object thread
+    cdef public unsigned long thread
     cdef public object timeout
     cdef public dict tokens

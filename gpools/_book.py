@@ -75,7 +75,7 @@ class Book:
         self.counters = Counters()
         self.creator: Creator | None = None
         self.sweeper: Sweeper | None = None
-        self.thread: int | None = None  # of the hub it belongs to, from its first use on
+        self.thread = 0  # that of the hub it belongs to, from its first use on
         self.fewest_idle = 0  # at once, of late; the sweeper's, who sets it
         self.emptied = Event()  # closed, and the last item is gone
         self.filled = Event()  # min_size items existed once

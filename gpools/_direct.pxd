@@ -5,7 +5,7 @@ cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
 
-cdef inline object current_thread():
+cdef inline unsigned long current_thread() noexcept:
     return PyThread_get_thread_ident()
 
 

@@ -4,28 +4,58 @@ The items are the parent's.  In the child their file descriptors are pointed at
 /dev/null, so that nothing the child does or runs at its end, a destructor of a
 C library included, can write a goodbye on the parent's connections; the objects
 are kept, because some write on being collected.
+
+What a greenlet was just connecting is no item yet, and the child has a copy of
+that greenlet, which would read the handshake of the parent's connection.  So
+whoever connects does it in `making`, and in the child the sockets that are found
+in the frames of such a greenlet are pointed at /dev/null too.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from selectors import BaseSelector
+from socket import socket
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
+
+from gevent import getcurrent
+from gevent.socket import socket as gevents_socket
+from greenlet import greenlet
 
 if TYPE_CHECKING:
     from gpools.connection import ConnectionPool
+
+T = TypeVar("T")
 
 log = logging.getLogger("gpools")
 
 _pools: WeakValueDictionary[int, ConnectionPool[Any]] = WeakValueDictionary()  # by id
 _kept: list[object] = []  # the parent's items, in a child
+_makers: dict[greenlet, int] = {}  # who is in `making`, how often
 
 
 def watch(pool: ConnectionPool[Any]) -> None:
     """See to *pool* in the children of this process."""
     _pools[id(pool)] = pool
+
+
+def making(make: Callable[[], T]) -> T:
+    """Return what *make* returns; in a child born meanwhile its sockets lead nowhere.
+
+    Switches if *make* does.
+    """
+    me = getcurrent()
+    _makers[me] = _makers.get(me, 0) + 1
+    try:
+        return make()
+    finally:
+        _makers[me] -= 1
+        if not _makers[me]:
+            del _makers[me]
 
 
 def abandon(items: Iterable[object], filenos: Iterable[int]) -> None:
@@ -46,7 +76,24 @@ def abandon(items: Iterable[object], filenos: Iterable[int]) -> None:
         os.close(null)
 
 
+def _sockets_of(maker: greenlet) -> Iterator[int]:
+    """Find what a greenlet was connecting, in its frames: a socket, or a selector that waits."""
+    frame: FrameType | None = maker.gr_frame  # None if it is the one that forks
+    while frame is not None and frame.f_code is not making.__code__:
+        for value in list(frame.f_locals.values()):
+            if isinstance(value, (socket, gevents_socket)):
+                yield value.fileno()
+            elif isinstance(value, BaseSelector):
+                yield from [key.fd for key in (value.get_map() or {}).values()]
+        frame = frame.f_back
+
+
 def _in_child() -> None:
+    for maker in list(_makers):
+        try:
+            abandon((), [fileno for fileno in _sockets_of(maker) if fileno >= 0])
+        except Exception:
+            log.exception("what %r was connecting could not be cut off after a fork", maker)
     for pool in list(_pools.values()):
         try:
             pool._start_anew_after_fork()

@@ -357,7 +357,9 @@ class ConnectionPool(Pool[T], ConnectionCore):
             reason = self._judge(entry, item)
             if line is not self._line:  # forked while check() ran
                 return self._get_slowly()
-            if reason is None:
+            # However short max_age is, who has made an item gets it, or would make
+            # one after the other.
+            if reason is None or (reason == "max_age" and granted is SLOT):
                 hold(book, line, entry, monotonic())
                 return item
             # His item was no good, his turn was not: he keeps his place.
@@ -452,7 +454,7 @@ class ConnectionPool(Pool[T], ConnectionCore):
             if book.limiter is not None:
                 token = book.limiter.get()
             generation, begun = book.life.generation, monotonic()
-            item = self.create()
+            item = _fork.making(self.create)
             if item is None:
                 raise PoolError(f"create() returned None instead of an item; {self!r}")
             if self._known(item) or id(item) in book.going:
@@ -478,7 +480,7 @@ class ConnectionPool(Pool[T], ConnectionCore):
         book.counters.created += 1
         self._tell("created")
         try:
-            self._adopt(item)
+            _fork.making(partial(self._adopt, item))
             if line.refusal is not None:  # closed while create() ran
                 raise line.refusal()
         except BaseException as error:
@@ -795,7 +797,7 @@ class ConnectionPool(Pool[T], ConnectionCore):
 
     def _belong_here(self) -> None:
         """Claim the pool for this thread at its first use; refuse every other thread."""
-        self._book.thread = this_thread(self, self._book.thread)
+        self._book.thread = this_thread(self, self._book.thread or None)
 
     def _start_anew_after_fork(self) -> None:
         """Be empty, in a child; what is under way here acts on the parent's line and book."""

@@ -4,7 +4,7 @@ import gevent
 import pytest
 from gevent.hub import Hub
 
-from tests.databases import MariadbServer, MemcachedServer, PostgresServer
+from tests.databases import MariadbServer, MemcachedServer, MysqlServer, PostgresServer
 from tests.proxy import FaultProxy
 from tests.servers import HttpServer, RedisServer, require_server
 from tests.ssh_server import SshServer
@@ -30,40 +30,23 @@ def shared(servers, server_class):
     return server
 
 
-@pytest.fixture
-def redis_server(shared_servers):
-    """A redis-server shared by all tests: no data, no clients, counts at 0."""
-    return shared(shared_servers, RedisServer)
+def shared_fixture(server_class):
+    """Make a fixture: a server shared by all tests, which drop what they make."""
+
+    @pytest.fixture
+    def server(shared_servers):
+        return shared(shared_servers, server_class)
+
+    return server
 
 
-@pytest.fixture
-def http_server(shared_servers):
-    """An HTTP server shared by all tests: no connections, counts at 0."""
-    return shared(shared_servers, HttpServer)
-
-
-@pytest.fixture
-def postgres_server(shared_servers):
-    """A PostgreSQL server shared by all tests; drop what you make."""
-    return shared(shared_servers, PostgresServer)
-
-
-@pytest.fixture
-def mariadb_server(shared_servers):
-    """A MariaDB server shared by all tests; drop what you make."""
-    return shared(shared_servers, MariadbServer)
-
-
-@pytest.fixture
-def memcached_server(shared_servers):
-    """A memcached shared by all tests: no data."""
-    return shared(shared_servers, MemcachedServer)
-
-
-@pytest.fixture
-def ssh_server(shared_servers):
-    """An SSH server shared by all tests."""
-    return shared(shared_servers, SshServer)
+redis_server = shared_fixture(RedisServer)  # no data, no clients, counts at 0
+http_server = shared_fixture(HttpServer)  # no connections, counts at 0
+memcached_server = shared_fixture(MemcachedServer)  # no data
+postgres_server = shared_fixture(PostgresServer)
+# Or what GPOOLS_MYSQLD names.
+mariadb_server = shared_fixture(MariadbServer if MysqlServer.missing() else MysqlServer)
+ssh_server = shared_fixture(SshServer)
 
 
 @pytest.fixture

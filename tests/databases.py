@@ -13,7 +13,7 @@ from gevent import socket
 from tests.servers import Server
 from tests.waiting import until
 
-__all__ = ["MariadbServer", "MemcachedServer", "PostgresServer"]
+__all__ = ["MariadbServer", "MemcachedServer", "MysqlServer", "PostgresServer"]
 
 NOBODY = 65534
 
@@ -175,6 +175,51 @@ class MariadbServer(Server):
 
     def reset(self):
         """Nothing to forget: tests drop what they make."""
+
+
+# Its root may come by the Unix socket only, and it has no tables of numbers.
+MYSQL_INIT = [
+    "CREATE USER IF NOT EXISTS root@'%'",
+    "GRANT ALL ON *.* TO root@'%' WITH GRANT OPTION",
+    "CREATE DATABASE IF NOT EXISTS main",
+    "SET SESSION cte_max_recursion_depth = 200000",
+    "CREATE TABLE IF NOT EXISTS main.seq_1_to_200000 (seq BIGINT UNSIGNED PRIMARY KEY) AS "
+    "WITH RECURSIVE s AS (SELECT 1 seq UNION ALL SELECT seq + 1 FROM s WHERE seq < 200000) "
+    "SELECT seq FROM s",
+    *(
+        f"CREATE OR REPLACE SQL SECURITY INVOKER VIEW main.seq_1_to_{last} AS "
+        f"SELECT seq FROM main.seq_1_to_200000 WHERE seq <= {last}"
+        for last in (3, 600, 3000, 9000)
+    ),
+]
+
+
+class MysqlServer(MariadbServer):
+    """A MySQL server, of the mysqld that GPOOLS_MYSQLD names, for Debian stable has none."""
+
+    @classmethod
+    def missing(cls):
+        return None if cls._mysqld() else "GPOOLS_MYSQLD names no mysqld of MySQL"
+
+    @staticmethod
+    def _mysqld():
+        return shutil.which(os.environ.get("GPOOLS_MYSQLD", ""))
+
+    def prepare(self):
+        (self.directory / "init").write_text("".join(f"{line};\n" for line in MYSQL_INIT))
+        options = ["--no-defaults", "--initialize-insecure", f"--datadir={self.directory / 'data'}"]
+        _run([self._mysqld(), *options, *self._as_root()])
+
+    def command(self):
+        settings = {"datadir": self.directory / "data", "socket": self.unixsocket}
+        settings |= {"tmpdir": self.directory, "mysqlx": "OFF", "skip-name-resolve": 1}
+        settings |= {"secure-file-priv": "NULL", "local-infile": 1}
+        settings |= {"init-file": self.directory / "init", "pid-file": self.directory / "pid"}
+        settings |= {"bind-address": self.host, "port": self.port, "disable-log-bin": 1}
+        settings |= {"innodb-flush-log-at-trx-commit": 0, "innodb-buffer-pool-size": "16M"}
+        settings |= self.config
+        words = [f"--{name}={value}" for name, value in settings.items()]
+        return [self._mysqld(), "--no-defaults", *self._as_root(), *words]
 
 
 class MemcachedServer(Server):

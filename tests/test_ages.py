@@ -96,6 +96,17 @@ def _is_of(sweeper, frame):
 # At get.
 
 
+def test_who_makes_an_item_gets_it_however_short_max_age_is():
+    gate = Gate(slow)
+    pool = pool_of(gate, max_size=1, max_age=1e-9)
+    for _ in range(3):
+        pool.put(pool.get(timeout=30))
+        settle()
+
+    assert gate.created == 3
+    assert pool.stats().destroyed == {"max_age": 3}
+
+
 def test_get_does_not_hand_out_what_is_too_old(clock):
     gate = Gate()
     pool = pool_of(gate, 1, max_age=100)

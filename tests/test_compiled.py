@@ -4,12 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.compiled import compile_into, missing
 
 CORE = [
     *("ages", "connection", "contract", "creator", "explorer", "fork", "hazards_1_interruption"),
@@ -25,16 +23,7 @@ for name in ("_line", "lifecycle", "_book", "_fast"):
 """
 
 
-def what_is_missing():
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(compiler) is None:
-        return f"no C compiler: {compiler}"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-        return "no Python.h"
-    return None
-
-
-pytestmark = pytest.mark.skipif(what_is_missing() is not None, reason=str(what_is_missing()))
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"to compile needs {', '.join(missing())}")
 
 
 def run(*command, cwd, **environ):
@@ -51,12 +40,7 @@ def run(*command, cwd, **environ):
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A copy of the repository in which the core is compiled."""
-    copy = tmp_path_factory.mktemp("compiled") / "gpools"
-    hidden = shutil.ignore_patterns(".*", "__pycache__", "*.so")
-    shutil.copytree(ROOT, copy, ignore=hidden)
-    built = run("hatch_build.py", copy, cwd=copy)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return copy
+    return compile_into(tmp_path_factory.mktemp("compiled") / "gpools")
 
 
 @pytest.mark.timeout(600)

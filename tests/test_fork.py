@@ -9,6 +9,7 @@ import os
 import pickle
 import resource
 import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -22,9 +23,10 @@ import pytest
 import redis
 from gevent import socket
 from gevent.event import Event
+from gevent.selectors import GeventSelector
 from greenlet import greenlet
 
-from gpools import ConnectionPool, HttpPool, NotInUse, PoolTimeout, RedisPool, _creator
+from gpools import ConnectionPool, HttpPool, NotInUse, PoolTimeout, RedisPool, _creator, _fork
 from tests.waiting import settle, spawn, until
 
 pytestmark = [
@@ -376,6 +378,77 @@ def test_a_creation_copied_into_a_child_does_no_harm(in_gevent_child):
     assert caller.get(block=False) is wires[0]
     wires[0].ask()
     assert wires[0].heard() == b"ask."
+
+
+def read(sock):
+    return sock.recv(5)
+
+
+def select_and_read(sock):
+    with GeventSelector() as selector:
+        selector.register(sock.fileno(), selectors.EVENT_READ)
+        selector.select()
+    return sock.recv(5)
+
+
+@pytest.mark.parametrize("wait", [read, select_and_read])
+def test_the_copy_of_a_greenlet_that_connects_hears_nothing_of_the_parents_server(
+    in_gevent_child, wait
+):
+    """It read the greeting, and the parent waited for that for ever."""
+    sock, server = socket.socketpair()
+    connecting = spawn(_fork.making, lambda: _fork.making(lambda: wait(sock)))
+    settle()
+
+    def child():
+        until(connecting.ready)
+        return type(connecting.exception)
+
+    assert issubclass(in_gevent_child(child), OSError)
+    server.sendall(b"hello")
+    assert connecting.get(timeout=5) == b"hello"
+    assert not _fork._makers
+    sock.close()
+    server.close()
+
+
+@pytest.mark.parametrize("verb", ["create", "_adopt"])
+@pytest.mark.parametrize("max_creating", [None, 1])
+def test_a_child_hears_nothing_of_what_its_parent_connects(in_gevent_child, verb, max_creating):
+    sock, server = socket.socketpair()
+    heard = []
+
+    class Greeted(ConnectionPool):
+        def create(self):
+            return self.greeted(sock, "create")
+
+        def _adopt(self, item):
+            self.greeted(item, "_adopt")
+
+        def greeted(self, wire, when):
+            if when == verb:
+                try:
+                    heard.append(wire.recv(5))
+                except OSError:
+                    heard.append("nothing")
+                    raise
+            return wire
+
+    pool = Greeted(max_size=1, max_creating=max_creating)
+    connecting = spawn(pool.get, timeout=30)
+    settle()
+
+    def child():
+        until(lambda: heard)
+        return heard
+
+    assert in_gevent_child(child) == ["nothing"]
+    server.sendall(b"hello")
+    assert connecting.get(timeout=5) is sock
+    assert heard == [b"hello"]
+    pool.put(sock)
+    pool.close()
+    server.close()
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "scheduled"])
@@ -812,30 +885,6 @@ def test_workers_forked_from_a_master_that_has_used_its_pools(redis_server, http
     """As gunicorn --preload does; a naive pool gave 38 to 60 foreign answers of 60."""
     lines, errors = run(PRELOAD, http_server.url, redis_server.url)
     assert lines[:2] == ["held b'mine'", "0 0 0"], errors
-
-
-def test_redis_pool_with_three_children_at_work(redis_server):
-    """Every connection sees one process only."""
-    pool = RedisPool(redis_server.url, max_size=3)
-    held = pool.get()
-    pool.put(pool.get())
-
-    def work(who, held=None):
-        wrong = 0
-        for n in range(60):
-            with pool.item() as client:
-                tag = f"{who}-{n}"
-                wrong += client.echo(tag) != tag.encode()
-        if held is not None:
-            wrong += held.echo("mine") != b"mine"
-        return wrong
-
-    children = [Child(lambda n=n: work(f"child{n}"), gevent.os.fork) for n in range(3)]
-    assert work("parent", held) == 0
-    assert [child.result() for child in children] == [0, 0, 0]
-    pool.put(held)
-    assert held.ping()
-    pool.close()
 
 
 def test_the_childs_use_of_an_inherited_redis_client_reaches_no_server(redis_server, in_child):

@@ -5,7 +5,6 @@ import inspect
 import json
 import logging
 import os
-import random
 import select
 import socket
 import ssl
@@ -22,6 +21,8 @@ from googleapiclient.discovery import build_from_document
 from googleapiclient.errors import HttpError
 
 from gpools import HttpPool, NotInUse, PoolClosed, PoolTimeout
+from gpools.adapters._probe import unread_answer
+from tests.chaos import KillStorm, in_block
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REQUEST, close, hang
 from tests.switching import high_fds, switches  # noqa: F401
@@ -456,6 +457,40 @@ def test_errors_of_connecting_come_out_as_they_are(http_server, http_pool, proxy
 # What one user leaves, the next does not find
 
 
+@pytest.mark.parametrize("how", ["put", "discard"])
+def test_an_answer_that_another_greenlet_still_reads_ends_with_its_client(
+    http_server, http_pool, how
+):
+    """Its buffered file lets nobody close it meanwhile, nor was any other connection closed."""
+    pool = http_pool()
+    for _ in range(3):
+        http = pool.get()
+        reader = spawn(ask, http, http_server, size=1000, drip=0.05)
+        until(lambda http=http: any(map(unread_answer, http.connections.values())))
+        getattr(pool, how)(http)
+        with pytest.raises(OSError, match="another greenlet"):
+            reader.get(timeout=5)
+        until(lambda: http_server.stats()["open"] == 0)
+    whole(pool, http_server)
+
+
+def test_a_connection_that_another_greenlet_still_connects_is_not_the_next_users(
+    http_server, http_pool, proxy_to
+):
+    proxy = proxy_to(http_server)
+    pool = http_pool()
+    proxy.never_accept()
+    with pool.item() as http:
+        left_behind = spawn(ask, http, proxy, tag="theirs")
+        until(lambda: any(connection.sock for connection in http.connections.values()))
+    user = spawn(ask, pool, proxy, tag="mine")
+    settle()
+    proxy.listen()
+    assert user.get(timeout=10)[1]["tag"] == "mine"
+    with pytest.raises(OSError, match="another greenlet"):
+        left_behind.get(timeout=10)
+
+
 def test_credentials_do_not_reach_the_next_user(http_server, http_pool):
     pool = http_pool()
     with pool.item() as http:
@@ -791,40 +826,16 @@ def test_a_kill_in_connect_leaves_no_socket_behind(http_server, http_pool, proxy
 def test_storm_of_kills_on_tagged_requests(http_server, http_pool):
     """About every third interrupted: no foreign answer, no lost slot."""
     pool = http_pool(max_size=5)
-    chance = random.Random(2)
-    answers, foreign, interrupted = 0, [], 0
 
-    def once(http, tag):
-        nonlocal answers
+    def ask_one(chance, http, tag):
         query = {"tag": tag} | chance.choice([{}, {"body": "chunked"}, {"size": 3000}])
-        answer = ask(http, http_server, chance.choice(["GET", "POST"]), **query)[1]["tag"]
-        answers += 1
-        if answer != tag:
-            foreign.append((tag, answer))
+        return ask(http, http_server, chance.choice(["GET", "POST"]), **query)[1]["tag"]
 
-    def user(name):
-        for turn in range(chance.randrange(1, 20)):
-            with Timeout(chance.choice([0.001, 0.004, 5]), False), pool.item() as http:
-                with Timeout(chance.choice([0.001, 0.004, 5]), False):
-                    once(http, f"{name}-{turn}")
-                if chance.random() < 0.5:  # and goes on, or leaves
-                    once(http, f"{name}-{turn}-more")
+    def once_more(http, tag):
+        return ask(http, http_server, tag=tag)[1]["tag"]
 
-    names = iter(range(100_000))
-    users = []
-    while answers < 1500 or interrupted < 200:
-        users = [user for user in users if not user.ready()]
-        users += [spawn(user, next(names)) for _ in range(20 - len(users))]
-        gevent.sleep(0.002)
-        for victim in chance.sample(users, 2):
-            victim.kill(block=False)
-            interrupted += 1
-        assert pool.current_size <= 5
-    gevent.killall(users)
-    settle()
-
-    assert foreign == []
-    assert pool.holders() == []
+    storm = KillStorm(2, in_block(pool, ask_one, once_more), patience=(0.001, 0.004, 5))
+    storm.rage(pool, answers=1500, kills=200)
     whole(pool, http_server)
 
 

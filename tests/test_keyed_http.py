@@ -127,6 +127,16 @@ def test_limits_per_host_and_in_all(hosts, keyed):
     assert hosts.peak == 3
 
 
+def test_what_a_user_reads_names_the_public_class_and_the_host(hosts, keyed):
+    pool = keyed(max_per_host=1)
+    assert ask(pool, hosts, 0)
+    (of_host,) = pool.pools().values()
+    name = hosts.url(0).rstrip("/")
+    assert repr(of_host) == f"<HttpPool '{name}' 1 idle, 0 in use, 0 waiting, max 1>"
+    with pytest.raises(NotInUse, match="this HttpPool got back"):
+        of_host.put(httplib2.Http())
+
+
 def test_an_idle_host_is_dropped(hosts, keyed):
     pool = keyed(max_idle=1)
     for n in range(5):

@@ -21,9 +21,9 @@ import gevent.ssl
 import pytest
 from gevent import Timeout
 
-from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout
-from tests.databases import MariadbServer
-from tests.proxy import REPLY, REQUEST, close, hang
+from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, _fork
+from tests.databases import MariadbServer, MysqlServer
+from tests.proxy import REPLY, REQUEST, black_hole, close, hang, passing, reset
 from tests.servers import require_server
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.test_byte_boundaries import Ordeal, at_every_byte, both_ways, every_ending
@@ -36,7 +36,11 @@ from pymysql import err  # noqa: E402
 from pymysql.constants import CLIENT  # noqa: E402
 from pymysql.cursors import DictCursor, SSCursor  # noqa: E402
 
+from gpools.adapters import mysql  # noqa: E402
 from gpools.adapters.mysql import MySQLPool  # noqa: E402
+
+ON_MYSQL = MysqlServer.missing() is None
+OneServer = MysqlServer if ON_MYSQL else MariadbServer
 
 WORD = "xyzzy-secret"  # a password, to be looked for where it must not be
 
@@ -55,7 +59,10 @@ def server(mariadb_server):
         for statement in (
             "CREATE DATABASE IF NOT EXISTS main",
             "CREATE DATABASE IF NOT EXISTS other",
-            "CREATE OR REPLACE TABLE main.t (id INT PRIMARY KEY, v VARCHAR(100)) ENGINE=InnoDB",
+            "DROP TABLE IF EXISTS main.t",
+            "CREATE TABLE main.t (id INT PRIMARY KEY, v VARCHAR(100)) ENGINE=InnoDB",
+            "DROP PROCEDURE IF EXISTS main.two",
+            "CREATE PROCEDURE main.two() BEGIN SELECT 'foreign'; SELECT 'foreign'; END",
         ):
             conn.query(statement)
         for number in connected(conn):
@@ -324,14 +331,13 @@ def test_connections_share_no_settings(server, mysql_pool):
     pool.put(two)
 
 
-SLEEPING = "SELECT id FROM information_schema.processlist WHERE info = 'SELECT SLEEP(600)'"
-
 # What one user leaves, the next does not find
 
 STATE = """SELECT @x, @@autocommit, @@time_zone, @@sql_mode, @@character_set_client,
     @@character_set_results, @@collation_connection, DATABASE(), IS_USED_LOCK('l'),
-    LAST_INSERT_ID(), @@tx_isolation, @@session.tx_read_only, @@sql_safe_updates, @@in_transaction,
+    LAST_INSERT_ID(), @@{tx}_isolation, @@session.{tx}_read_only, @@sql_safe_updates,
     @@foreign_key_checks, @i"""
+STATE = STATE.format(tx="transaction") if ON_MYSQL else STATE.format(tx="tx") + ", @@in_transaction"
 
 
 # What is the wire's, or the pool's own.
@@ -402,9 +408,7 @@ LEFT = {
     "close": does(lambda conn: conn.close()),
     "a with block of its own": does(lambda conn: conn.__enter__().__exit__(None, None, None)),
     "the handle": lambda conn, kept: kept.append(conn.cursor()),
-    "multiple results": lambda conn, kept: kept.append(
-        conn.query("BEGIN NOT ATOMIC SELECT 'foreign'; SELECT 'foreign'; END")
-    ),
+    "multiple results": lambda conn, kept: kept.append(conn.query("CALL main.two()")),
 }
 
 # Undone by a reset.
@@ -498,17 +502,21 @@ def test_a_reset_leaves_nothing_for_the_next_user(server, mysql_pool, left, opti
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("own", [None, "it`s"])
 def test_a_role_is_not_the_next_users(server, mysql_pool, own, plain):
-    """MariaDB's reset keeps it, and with it the rights that it gives."""
+    """A reset keeps it, and with it the rights that it gives."""
+    to = "TO" if ON_MYSQL else "FOR"
     with control(server) as conn:
         for statement in (
-            "CREATE OR REPLACE ROLE boss",
-            "CREATE OR REPLACE ROLE `it``s`",
-            "CREATE OR REPLACE USER clerk",
+            "DROP ROLE IF EXISTS boss, `it``s`",
+            "CREATE ROLE boss, `it``s`",
+            "DROP USER IF EXISTS clerk",
+            "CREATE USER clerk",
             "GRANT boss TO clerk",
             "GRANT `it``s` TO clerk",
-            "SET DEFAULT ROLE " + ("NONE" if own is None else "`it``s`") + " FOR clerk",
+            f"SET DEFAULT ROLE {'NONE' if own is None else '`it``s`'} {to} clerk",
         ):
             conn.query(statement)
+    if ON_MYSQL:
+        own = "NONE" if own is None else "`it``s`@`%`"
     options = {"host": server.host, "port": server.port, "user": "clerk", "ssl_disabled": True}
     if plain:
         options = {"create": lambda options=options: pymysql.connect(**options)}
@@ -520,6 +528,35 @@ def test_a_role_is_not_the_next_users(server, mysql_pool, own, plain):
     with pool.item() as conn:
         assert one(conn, "SELECT CURRENT_ROLE()") == own
     assert number(pool) == first
+
+
+def test_a_server_that_knows_no_roles(server, mysql_pool, monkeypatch):
+    """As MySQL before 8.0, which this stands for."""
+    query = mysql.PooledConnection.query
+
+    def old(conn, sql, *args):
+        query(conn, sql.replace("CURRENT_ROLE()", "main.current_role()"), *args)
+
+    monkeypatch.setattr(mysql.PooledConnection, "query", old)
+    pool = mysql_pool(server)
+    first = number(pool)
+    with pool.item() as conn:
+        conn.query("SET @x = 1")
+    with pool.item() as conn:
+        assert rows(conn, "SELECT CONNECTION_ID(), @x") == ((first, None),)
+
+
+def test_a_connection_lost_before_its_role_is_known_is_an_error(server, mysql_pool, proxy_to):
+    """Else it would go out with no reset of the role."""
+    pool = mysql_pool(proxy := proxy_to(server))
+    pool.put(pool.get())
+    length = len(proxy.links[0].reply)
+    pool.discard(pool.get())
+    proxy.script = [close(length - 3)]
+    with pytest.raises(err.OperationalError):
+        pool.get()
+    assert pool.current_size == 0
+    whole(pool, server)
 
 
 @came_as(*LEFT)
@@ -589,7 +626,9 @@ def test_no_more_round_trips_than_the_docs_say(server, mysql_pool, options, stat
         with pool.item() as conn:
             conn.query(statement)
 
-    assert questions(server, use) == commands
+    # MySQL sets a role in a statement of its own.
+    more = ON_MYSQL and options.get("reset_session", True)
+    assert questions(server, use) == commands + more
 
 
 def test_a_cursor_kept_past_the_block_is_closed(server, mysql_pool):
@@ -1154,30 +1193,43 @@ def test_letting_go_waits_for_nobody(server, mysql_pool, proxy_to):
     assert sock.fileno() == -1
 
 
+@contextmanager
+def others_lock(server):
+    """What waits for this lock the server looks after each second, and in SLEEP each five."""
+    with control(server) as other:
+        assert one(other, "SELECT GET_LOCK('others', 0)") == 1
+        yield "SELECT GET_LOCK('others', 600)"
+
+
 def test_a_connection_discarded_while_another_greenlet_reads(server, mysql_pool):
-    """The server sees the end within 5 s, but not behind a goodbye, which it would not read."""
+    """The server sees the end, but not behind a goodbye, which it would not read."""
     pool = mysql_pool(server)
-    conn = pool.get()
-    sock = conn._sock
-    reader = spawn(conn.query, "SELECT SLEEP(600)")
-    gevent.sleep(0.02)
-    pool.discard(conn)
-    reader.join(5)
-    assert isinstance(reader.exception, err.MySQLError)
-    assert sock.fileno() == -1
+    with others_lock(server) as waiting:
+        conn = pool.get()
+        sock = conn._sock
+        reader = spawn(conn.query, waiting)
+        until(lambda: conn.busy)
+        settle()
+        pool.discard(conn)
+        reader.join(5)
+        assert isinstance(reader.exception, err.MySQLError)
+        assert sock.fileno() == -1
+        with control(server) as watch:
+            until(lambda: len(connected(watch)) == 1)  # that of the lock
     whole(pool, server)
 
 
 def test_put_back_while_another_greenlet_waits_with_it(server, mysql_pool):
     """A reset sent behind his statement would hide the end from the server, till he is done."""
     pool = mysql_pool(server)
-    with control(server) as watch:
+    with others_lock(server) as waiting:
         with pool.item() as conn:
-            other = spawn(one, conn, "SELECT SLEEP(600)")
+            other = spawn(one, conn, waiting)
             until(lambda: conn.busy)
         with pytest.raises(err.OperationalError):
             other.get(timeout=10)
-        until(lambda: rows(watch, SLEEPING) == (), timeout=10)
+        with control(server) as watch:
+            until(lambda: len(connected(watch)) == 1)
     whole(pool, server)
 
 
@@ -1239,9 +1291,9 @@ def test_a_handshake_is_waited_for_no_longer_than_connect_timeout(server, mysql_
 
 @pytest.fixture(scope="module")
 def tls_server(tmp_path_factory):
-    require_server(MariadbServer)
+    require_server(OneServer)
     cert, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    with MariadbServer(config={"ssl-cert": cert, "ssl-key": key}) as server:
+    with OneServer(config={"ssl-cert": cert, "ssl-key": key}) as server:
         yield server
 
 
@@ -1328,6 +1380,35 @@ def test_a_frozen_server_is_waited_for_no_longer_than_asked(server, mysql_pool, 
     whole(pool, server)
 
 
+@pytest.mark.parametrize("where", ["before it accepts", "connecting", "in a query"])
+def test_a_black_hole_costs_each_user_his_timeout_and_no_slot(server, mysql_pool, proxy_to, where):
+    proxy = proxy_to(server)
+    pool = mysql_pool(proxy, max_size=3)
+    if where == "in a query":
+        whole(pool, server)
+        for link in proxy.links:
+            link.fault = hang(len(link.request), REQUEST)
+    proxy.fault = black_hole
+    if where == "before it accepts":
+        proxy.refuse()
+        proxy.never_accept()
+
+    def use():
+        with Timeout(0.1), pool.connection() as conn:
+            conn.query("SELECT 1")
+
+    users = [spawn(use) for _ in range(9)]
+    gevent.joinall(users, timeout=10)
+    assert [type(user.exception) for user in users] == [Timeout] * 9
+    assert pool.current_size == pool.waiting() == 0
+    if where == "before it accepts":
+        proxy.refuse()
+        proxy.listen()
+    proxy.fault = passing
+    proxy.settled()
+    whole(pool, server)
+
+
 def test_connections_made_in_the_background(server, mysql_pool):
     pool = mysql_pool(server, max_size=5, min_size=2, max_creating=2)
     pool.wait_ready(timeout=5)
@@ -1368,7 +1449,8 @@ def test_tls(tls_server, mysql_pool):
 def test_nothing_prints_a_password(server, mysql_pool, caplog):
     caplog.set_level(logging.DEBUG)
     with control(server) as conn:
-        conn.query(f"CREATE OR REPLACE USER ann IDENTIFIED BY '{WORD}'")
+        conn.query("DROP USER IF EXISTS ann")
+        conn.query(f"CREATE USER ann IDENTIFIED BY '{WORD}'")
     said = []
     url = f"mysql://ann:{WORD}@{server.host}:{server.port}/?ssl_disabled=1"
     pool = mysql_pool(None, url, name="main")
@@ -1444,6 +1526,30 @@ def test_no_mysql_answer_reaches_another(
     assert ordeal.foreign == []
     with control(server) as conn:
         assert rows(conn, "SELECT * FROM main.t") == ()
+    whole_behind_proxy(pool, proxy)
+
+
+@pytest.mark.parametrize("cut", [close, reset])
+def test_a_reply_that_ends_half_way_is_an_error_and_nobodys_answer(
+    server, mysql_pool, proxy_to, cut
+):
+    """The reply of the statement, or of the reset that follows it."""
+    proxy = proxy_to(server)
+    pool = mysql_pool(proxy)
+    ordeal = Ordeal(pool, proxy, ask, ask)
+    errors = 0
+    for k in range(ordeal.length(REPLY)):
+        ordeal.next_user("before")
+        link = ordeal.link()
+        link.fault = cut(len(link.reply) + k)
+        try:
+            ordeal.next_user("cut")
+        except err.OperationalError:
+            errors += 1
+        assert pool.current_size == 0
+        ordeal.next_user("after")
+    assert ordeal.foreign == []
+    assert errors > 40  # the others were in the reset
     whole_behind_proxy(pool, proxy)
 
 
@@ -1533,7 +1639,7 @@ def test_storm_of_kills_on_tagged_statements(server, mysql_pool, reset_session):
 
 
 def test_a_server_killed_and_restarted_is_nobodys_error(start_server, mysql_pool):
-    server = start_server(MariadbServer)
+    server = start_server(OneServer)
     pool = mysql_pool(server, max_size=50)
     items = [pool.get() for _ in range(50)]
     for item in items:
@@ -1593,6 +1699,36 @@ def test_three_children_disturb_neither_each_other_nor_the_parent(server, mysql_
     with control(server) as conn:
         until(lambda: before <= set(connected(conn)))
     whole(pool, server)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("deferred", [False, True])
+def test_three_children_born_while_it_connects(server, mysql_pool, deferred):
+    """They have a copy of the greenlet that connects, which read the parent's handshake."""
+    from tests.test_fork import Child
+
+    def create():
+        return pymysql.connect(
+            host=server.host, port=server.port, user="root", ssl_disabled=True, defer_connect=True
+        )
+
+    pool = mysql_pool(server, **({"create": create} if deferred else {}))
+
+    def use(tag):
+        with pool.item(timeout=10) as conn:
+            return ask(conn, tag) == tag
+
+    server.freeze()
+    try:
+        connecting = spawn(use, "parent")
+        until(lambda: any(list(_fork._sockets_of(maker)) for maker in _fork._makers))
+        settle()
+        children = [Child(lambda n=n: use(f"child{n}"), gevent.os.fork) for n in range(3)]
+    finally:
+        server.thaw()
+    assert connecting.get(timeout=10)
+    assert [child.result() for child in children] == [True] * 3
 
 
 def test_patched_and_in_a_crowd(server):

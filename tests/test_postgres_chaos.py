@@ -14,12 +14,14 @@ import psycopg
 import pytest
 from gevent import Timeout
 
-from gpools import PoolUnavailable
+from gpools import PoolUnavailable, _fork
 from gpools.adapters import PostgresPool
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 from tests.databases import PostgresServer
-from tests.proxy import REPLY, REQUEST, hang, hung_up
+from tests.proxy import REPLY, REQUEST, close, hang, hung_up, reset
+from tests.servers import require_server
 from tests.test_byte_boundaries import (
+    ENDINGS,
     NaivePool,
     Ordeal,
     both_ways,
@@ -27,6 +29,7 @@ from tests.test_byte_boundaries import (
     whole,
 )
 from tests.test_fork import Child
+from tests.tls import make_certificate
 from tests.waiting import settle, spawn, until
 
 pytestmark = pytest.mark.usefixtures("cooperative_psycopg")
@@ -87,6 +90,62 @@ def test_no_answer_reaches_another(postgres_server, proxy_to, ending, stream, ex
         whole(pool, proxy)
 
 
+def in_a_transaction(conn, tag):
+    with conn.transaction():
+        assert ask(conn, tag) == tag
+
+
+def prepared(conn, tag):
+    for _ in range(2):  # it is prepared by the first
+        assert conn.execute("SELECT %s, 1", [tag], prepare=True).fetchone() == (tag, 1)
+
+
+def copied_out(conn, tag):
+    with conn.cursor().copy("COPY (SELECT %s FROM generate_series(1, 2)) TO STDOUT", [tag]) as rows:
+        assert list(rows.rows()) == [(tag,)] * 2
+
+
+def copied_in(conn, tag):
+    with conn.cursor().copy("COPY copied FROM STDIN") as rows:
+        rows.write_row([tag])
+
+
+@pytest.mark.parametrize("exchange", [in_a_transaction, prepared, copied_out, copied_in])
+@both_ways
+def test_no_answer_of_a_longer_exchange_reaches_another(
+    postgres_server, proxy_to, stream, exchange
+):
+    """The endings take turns, from byte to byte."""
+    proxy = proxy_to(postgres_server)
+    with pool_through(proxy, autocommit=True) as pool:
+        with pool.item() as conn:
+            conn.execute("CREATE TABLE IF NOT EXISTS copied (tag text)")
+        ordeal = PostgresOrdeal(pool, proxy, exchange, ask)
+        for k in range(ordeal.length(stream) + 1):
+            ordeal.strike(ENDINGS[k % 4], stream, k)
+        assert ordeal.foreign == []
+        whole(pool, proxy)
+        with pool.item() as conn:
+            conn.execute("DROP TABLE copied")
+
+
+@pytest.mark.parametrize("cut", [close, reset])
+def test_a_reply_that_ends_half_way_is_an_error_and_nobodys_answer(postgres_server, proxy_to, cut):
+    proxy = proxy_to(postgres_server)
+    with pool_through(proxy, autocommit=True) as pool:
+        ordeal = PostgresOrdeal(pool, proxy, ask, ask)
+        for k in range(ordeal.length(REPLY)):
+            ordeal.next_user("before")
+            link = ordeal.link()
+            link.fault = cut(len(link.reply) + k)
+            with pytest.raises(psycopg.OperationalError), pool.item() as conn:
+                ordeal.check("cut", conn)
+            proxy.resume()
+            ordeal.next_user("after")
+        assert ordeal.foreign == []
+        whole(pool, proxy)
+
+
 DISCARDING = {
     REQUEST: b"Q\0\0\0\x10DISCARD ALL\0",
     REPLY: b"C\0\0\0\x10DISCARD ALL\0Z\0\0\0\x05I",
@@ -111,18 +170,94 @@ def test_interrupted_at_any_byte_of_discard_all(postgres_server, proxy_to, endin
 
 
 @both_ways
-@pytest.mark.parametrize("ending", ["killed", "timed out"])
-def test_a_handshake_interrupted_costs_no_slot(postgres_server, proxy_to, ending, stream):
+def test_a_handshake_interrupted_costs_no_slot(postgres_server, proxy_to, stream):
+    """A kill and a Timeout take turns, from byte to byte."""
     proxy = proxy_to(postgres_server)
     with pool_through(proxy) as pool:
-        ordeal = PostgresOrdeal(pool, proxy, ask, ask)
         pool.put(pool.get())
         length = len(getattr(proxy.links[0], stream))
         assert length > 30
-        for k in range(0, length + 1, 1 if stream == REQUEST else 7):
-            pool.discard(pool.get())
-            proxy.script = [hang(k, stream)]
-            ordeal.interrupt(f"{ending} at byte {k} of the {stream} of the handshake", ending)
+        interrupt_connects(pool, proxy, stream, range(length + 1))
+
+
+def interrupt_connects(pool, proxy, stream, moments):
+    ordeal = PostgresOrdeal(pool, proxy, ask, ask)
+    for turn, k in enumerate(moments):
+        pool.discard(pool.get())
+        proxy.script = [hang(k, stream)]
+        ending = ENDINGS[turn % 2]
+        ordeal.interrupt(f"{ending} at byte {k} of the {stream} of the handshake", ending)
+    assert ordeal.foreign == []
+    whole(pool, proxy)
+
+
+# Over TLS
+
+
+@pytest.fixture(scope="module")
+def tls_server(tmp_path_factory):
+    require_server(PostgresServer)
+    cert, key = make_certificate(tmp_path_factory.mktemp("tls"))
+    config = {"ssl": "on", "ssl_cert_file": cert, "ssl_key_file": key}
+    with PostgresServer(config=config) as server:
+        server.cert = cert
+        yield server
+
+
+def over_tls(server, at, **options):
+    url = f"postgresql://postgres@{at.host}:{at.port}/postgres"
+    tls = {"sslmode": "verify-ca", "sslrootcert": server.cert}
+    return PostgresPool(url, max_size=1, **tls, **options)
+
+
+def test_over_tls(tls_server):
+    with over_tls(tls_server, tls_server, autocommit=True) as pool:
+
+        def use():
+            with pool.item(timeout=10) as conn:
+                assert conn.pgconn.ssl_in_use
+                return ask(conn, "mine"), conn.info.backend_pid
+
+        answer, first = use()
+        assert answer == "mine"
+        assert use() == ("mine", first)  # nothing that TLS has sent is taken for an answer
+        with psycopg.connect(tls_server.url, autocommit=True) as control:
+
+            def running():
+                asked = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+                return control.execute(asked).fetchall()
+
+            control.execute("SELECT pg_terminate_backend(%s)", [first])
+            until(lambda: hung_up(pool.free_items[0]))
+            answer, second = use()
+            assert (answer, second != first) == ("mine", True)
+            with Timeout(0.05, False), pool.item() as conn:
+                conn.execute("SELECT pg_sleep(600)")
+            assert conn.closed
+            until(lambda: not running())  # cancelled, on a connection of its own
+        assert use()[1] not in (first, second)
+        pool.close(timeout=5)
+
+
+@both_ways
+def test_a_tls_handshake_interrupted_costs_no_slot(tls_server, proxy_to, stream):
+    proxy = proxy_to(tls_server)
+    with over_tls(tls_server, proxy, cancel_timeout=None) as pool:
+        pool.put(pool.get())
+        # Its signatures are now and then some bytes shorter.
+        length = len(getattr(proxy.links[0], stream)) - 20
+        assert length > 400
+        interrupt_connects(pool, proxy, stream, [*range(9), *range(9, length, 37)])
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_no_answer_over_tls_reaches_another(tls_server, proxy_to, ending):
+    proxy = proxy_to(tls_server)
+    with over_tls(tls_server, proxy, cancel_timeout=None, autocommit=True) as pool:
+        ordeal = PostgresOrdeal(pool, proxy, ask, ask)
+        for stream in (REQUEST, REPLY):
+            for k in range(0, ordeal.length(stream) + 1, 5):
+                ordeal.strike(ending, stream, k)
         assert ordeal.foreign == []
         whole(pool, proxy)
 
@@ -359,6 +494,30 @@ def test_three_children_at_work(postgres_server):
     pool.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, of threads
+@pytest.mark.parametrize("options", [{}, {"max_creating": 1}])
+def test_three_children_born_while_it_connects(postgres_server, options):
+    """They have a copy of the greenlet that connects, which read the parent's handshake."""
+    pool = PostgresPool(postgres_server.url, **options)
+
+    def use(tag):
+        with pool.item(timeout=10) as conn:
+            return ask(conn, tag) == tag
+
+    postgres_server.freeze()
+    try:
+        connecting = spawn(use, "parent")
+        until(lambda: any(list(_fork._sockets_of(maker)) for maker in _fork._makers))
+        settle()
+        children = [Child(lambda n=n: use(f"child{n}"), gevent.os.fork) for n in range(3)]
+    finally:
+        postgres_server.thaw()
+    assert connecting.get(timeout=10)
+    assert [child.result() for child in children] == [True] * 3
+    pool.close()
+
+
 def test_the_childs_use_of_an_inherited_connection_reaches_no_server(postgres_server):
     pool = PostgresPool(postgres_server.url)
     held = pool.get()
@@ -401,7 +560,7 @@ import gevent, psycopg, psycopg_pool
 from gpools.adapters import PostgresPool
 logging.disable()
 
-def outcome(pool, late):
+def outcome(pool, late, seconds):
     with pool.connection() as conn:
         for _ in range(3):
             def wait():
@@ -412,15 +571,15 @@ def outcome(pool, late):
             waiter.kill()
     gevent.sleep(0.05)
     try:
-        with pool.connection(timeout=2) as conn:
+        with pool.connection(timeout=seconds) as conn:
             return conn.execute("SELECT 'served'").fetchone()[0]
     except late as error:
         return type(error).__name__
 
 ours = PostgresPool(sys.argv[1], max_size=1)
-print(outcome(ours, TimeoutError), ours)
+print(outcome(ours, TimeoutError, 10), ours)
 theirs = psycopg_pool.ConnectionPool(sys.argv[1], min_size=1, max_size=1, open=True)
-print(outcome(theirs, psycopg_pool.PoolTimeout))
+print(outcome(theirs, psycopg_pool.PoolTimeout, 0.5))
 sys.stdout.flush()
 import os
 os._exit(0)

@@ -19,7 +19,7 @@ from gpools.adapters import PostgresPool
 from gpools.adapters.postgres import _hang_up
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 from tests.databases import PostgresServer
-from tests.proxy import hang, hung_up
+from tests.proxy import REQUEST, black_hole, hang, hung_up, passing
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.waiting import settle, spawn, until
 
@@ -1171,6 +1171,39 @@ def test_a_frozen_server_costs_each_user_his_timeout_and_no_slot(postgres_server
     assert outcomes == ["late"] * 12
     until(lambda: pool.free() == 3)
     server.thaw()
+    whole(pool)
+
+
+@pytest.mark.parametrize("where", ["before it accepts", "connecting", "in a query"])
+def test_a_black_hole_costs_each_user_his_timeout_and_no_slot(
+    postgres_server, proxy_to, pg_pool, where
+):
+    proxy = proxy_to(postgres_server)
+    url = f"postgresql://postgres@{proxy.host}:{proxy.port}/postgres"
+    pool = pg_pool(url, max_size=3, cancel_timeout=0.2)  # nor is a cancel answered
+    if where == "in a query":
+        whole(pool)
+        for link in proxy.links:
+            link.fault = hang(len(link.request), REQUEST)
+    proxy.fault = black_hole
+    if where == "before it accepts":
+        proxy.refuse()
+        proxy.never_accept()
+
+    def use():
+        with Timeout(0.1), pool.connection() as conn:
+            conn.execute("SELECT 1")
+
+    users = [spawn(use) for _ in range(9)]
+    gevent.joinall(users, timeout=10)
+    assert [type(user.exception) for user in users] == [Timeout] * 9
+    until(lambda: pool.free() == 3)
+    assert pool.waiting() == 0
+    if where == "before it accepts":
+        proxy.refuse()
+        proxy.listen()
+    proxy.fault = passing
+    proxy.settled()
     whole(pool)
 
 

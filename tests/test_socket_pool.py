@@ -1,7 +1,6 @@
 """SocketPool on real sockets: TCP, TLS and Unix."""
 
 import os
-import random
 import socket as stdlib
 import ssl
 import struct
@@ -17,6 +16,7 @@ from gevent.pool import Group
 
 from gpools import PoolError, PoolTimeout
 from gpools.adapters import SocketPool
+from tests.chaos import KillStorm
 from tests.databases import MemcachedServer
 from tests.proxy import FaultProxy, black_hole, hang
 from tests.servers import free_port
@@ -314,6 +314,7 @@ def test_a_changed_timeout_does_not_reach_the_next_user(socket_pool, change):
 CHANGES = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60)),
+    (socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 0),
     pytest.param(
         *(socket.IPPROTO_TCP, getattr(socket, "TCP_CORK", None), 1),
@@ -340,6 +341,17 @@ def test_what_was_not_read_does_not_reach_the_next_user(socket_pool, echo, check
     pool = socket_pool(check_after=check_after)
     first = use(pool)
     with pool.item() as sock:
+        sock.sendall(b"foreign\n")
+        until(lambda: readable(sock))
+    assert use(pool) is not first
+    whole(pool, echo)
+
+
+def test_what_so_rcvlowat_hides_does_not_reach_the_next_user(socket_pool, echo):
+    pool = socket_pool()
+    first = use(pool)
+    with pool.item() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
         sock.sendall(b"foreign\n")
         until(lambda: readable(sock))
     assert use(pool) is not first
@@ -814,46 +826,12 @@ def test_a_tls_socket_of_the_parents_stays_the_parents(certificate, trusting):
 def test_storm_of_kills_on_tagged_questions(socket_pool, echo, kind):
     """Thousands of questions, about every third interrupted: no foreign answer, no lost slot."""
     pool = socket_pool(max_size=5)
-    chance = random.Random(kind)
-    answers, foreign, interrupts = 0, [], 0
 
-    def user(name):
-        nonlocal answers
-        for turn in range(chance.randrange(1, 20)):
-            tag = f"{name}-{turn}"
-            with (
-                suppress(ConnectionError),
-                Timeout(chance.choice([0.0005, 0.002, 5]), False),
-                pool.item() as sock,
-            ):
-                answer = ask(sock, tag)
-                answers += 1
-                if answer != tag:
-                    foreign.append((tag, answer))
-                chance.choice([settle_once, nothing, nothing])()
+    def once(storm, tag):
+        with suppress(ConnectionError), pool.item() as sock:
+            storm.hear(tag, ask(sock, tag))
+            if storm.chance.random() < 0.3:
+                gevent.sleep(0)
 
-    names = iter(range(100_000))
-    users = []
-    enough = 500 if kind == "TLSv1_3" else 1500
-    while answers < enough or interrupts < 300:
-        users = [user for user in users if not user.ready()]
-        users += [spawn(user, next(names)) for _ in range(20 - len(users))]
-        gevent.sleep(0.001)
-        for victim in chance.sample(users, 3):
-            victim.kill(block=False)
-            interrupts += 1
-        assert pool.current_size <= 5
-    gevent.killall(users)
-    settle()
-
-    assert foreign == []
-    assert pool.holders() == []
+    KillStorm(kind, once).rage(pool, answers=500 if kind == "TLSv1_3" else 1500, kills=300)
     whole(pool, echo)
-
-
-def settle_once():
-    gevent.sleep(0)
-
-
-def nothing():
-    pass

@@ -3,15 +3,15 @@
 import gc
 import json
 import os
-import random
 import socket
 import ssl
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import gevent
 import gevent.queue
 import gevent.server
+import gevent.socket
 import pytest
 import urllib3
 from gevent import Timeout
@@ -28,6 +28,7 @@ from urllib3.exceptions import ProxyError as Urllib3ProxyError
 from gpools import CoDel, NotInUse, PoolClosed, PoolFull, PoolTimeout, WrongThread
 from gpools.adapters import FairHTTPConnectionPool, FairPoolManager, FairProxyManager
 from gpools.adapters._probe import quiet
+from tests.chaos import KillStorm
 from tests.cooperative import cooperative_urllib3  # noqa: F401
 from tests.proxy import REPLY, REQUEST, close, hang
 from tests.switching import high_fds, switches  # noqa: F401
@@ -249,6 +250,47 @@ def test_urllib3s_own_pool_loses_the_slot_of_a_response_unread(http_server, end)
     pool.close()
 
 
+@pytest.mark.parametrize("end", ["release_conn", "close"])
+@pytest.mark.parametrize("query", [{}, {"body": "chunked"}, {"close": 1}])
+def test_an_answer_given_back_while_another_greenlet_reads_it_ends(
+    http_server, manager, query, end
+):
+    """Its buffered file lets nobody close it meanwhile; each reader would keep a connection."""
+    http = manager()
+    for turn in range(3):
+        response = stream(http, http_server, size=1000, drip=0.05, **query)
+        reader = spawn(response.read)
+        settle()
+        getattr(response, end)()
+        with pytest.raises(ProtocolError, match="another greenlet"):
+            reader.get(timeout=5)
+        until(lambda: http_server.stats()["open"] == 0)
+        assert http_server.stats()["accepted"] == turn + 1
+    sound(http, http_server)
+
+
+@pytest.mark.parametrize("query", [{}, {"body": "chunked"}, {"close": 1}])
+def test_an_answer_given_back_half_read_has_no_connection_left(http_server, manager, query):
+    """The rest of it would come over one more than maxsize."""
+    http = manager()
+    response = stream(http, http_server, size=1000, drip=0.05, **query)
+    response.read(1)
+    response.release_conn()
+    until(lambda: http_server.stats()["open"] == 0)
+    assert response.read() == b""
+    sound(http, http_server)
+
+
+def test_a_stream_that_is_to_be_given_back_at_once_is_whole(http_server, manager):
+    http = manager()
+    response = http.request(
+        "GET", url(http_server, size=1000), preload_content=False, release_conn=True
+    )
+    assert core(http, http_server).free() == 0
+    assert len(response.read()) > 1000
+    assert core(http, http_server).free() == 1
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_response_dropped_in_a_cycle_gives_its_slot_back(http_server, manager):
     http = manager()
@@ -363,41 +405,19 @@ def open_fds():
 
 def test_storm_of_kills_on_tagged_requests(http_server, manager):
     http = manager(maxsize=5)
-    chance = random.Random(4)
-    answers, foreign, interrupted = 0, [], 0
 
-    def once(tag):
-        nonlocal answers
+    def once(storm, tag):
+        chance = storm.chance
         query = {"tag": tag} | chance.choice([{}, {"body": "chunked"}, {"size": 3000}])
         method, how = chance.choice(["GET", "POST"]), chance.random()
         response = stream(http, http_server, method, **query)
         if how < 0.2:
             return  # dropped
         body = response.data if how < 0.6 else b"".join(response.stream(100))
-        answers += 1
-        if json.loads(body)["tag"] != tag:
-            foreign.append(tag)
+        storm.hear(tag, json.loads(body)["tag"])
 
-    def user(name):
-        for turn in range(chance.randrange(1, 20)):
-            with Timeout(chance.choice([0.001, 0.004, 5]), False):
-                once(f"{name}-{turn}")
-
-    names = iter(range(100_000))
-    users = []
-    while answers < 700 or interrupted < 200:
-        users = [user for user in users if not user.ready()]
-        users += [spawn(user, next(names)) for _ in range(20 - len(users))]
-        gevent.sleep(0.002)
-        for victim in chance.sample(users, 2):
-            victim.kill(block=False)
-            interrupted += 1
-        assert core(http, http_server).current_size <= 5
-    gevent.killall(users)
-    settle()
-    gc.collect()
-    assert foreign == []
-    assert core(http, http_server).holders() == []
+    storm = KillStorm(4, once, patience=(0.001, 0.004, 5))
+    storm.rage(core(http, http_server), answers=700, kills=200)
     sound(http, http_server)
 
 
@@ -675,6 +695,22 @@ def test_tls(tls, manager, certificate):
         manager().request("GET", tls.url)
 
 
+def test_an_answer_over_tls_given_back_while_another_greenlet_reads_it_ends(
+    tls, manager, certificate, open_fds
+):
+    tls.withheld = 1
+    http = manager(ca_certs=certificate[0])
+    before = open_fds()
+    for _ in range(3):
+        response = http.request("GET", tls.url, preload_content=False)
+        reader = spawn(response.read)
+        settle()
+        response.release_conn()
+        with pytest.raises(ProtocolError, match="another greenlet"):
+            reader.get(timeout=5)
+    until(lambda: open_fds() == before)
+
+
 def test_a_tls_connection_closed_idle_is_replaced(tls, manager, certificate):
     http = manager(ca_certs=certificate[0])
     http.request("GET", f"{tls.url}/1")
@@ -715,6 +751,48 @@ def http_proxy():
     server.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.stop()
+
+
+def tunnel(port):
+    """Return what a proxy does that opens tunnels, all to *port*."""
+
+    def serve(sock, address):
+        while b"\r\n\r\n" not in sock.recv(4096):
+            pass
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with gevent.socket.create_connection(("127.0.0.1", port)) as other:
+            back = spawn(pump, other, sock)
+            pump(sock, other)
+            back.join()
+        sock.close()
+
+    def pump(source, drain):
+        with suppress(OSError):
+            while data := source.recv(4096):
+                drain.sendall(data)
+        with suppress(OSError):
+            drain.shutdown(socket.SHUT_RDWR)
+
+    return serve
+
+
+def test_an_answer_over_tls_in_tls_given_back_while_another_greenlet_reads_it_ends(
+    tls, manager, certificate
+):
+    tls.withheld = 1
+    proxy = gevent.server.StreamServer(("127.0.0.1", 0), tunnel(tls.port), ssl_context=tls.context)
+    proxy.start()
+    http = manager(
+        FairProxyManager, f"https://localhost:{proxy.server_port}", ca_certs=certificate[0]
+    )
+    response = http.request("GET", tls.url, preload_content=False)
+    assert isinstance(response.connection.sock, urllib3.util.ssltransport.SSLTransport)
+    reader = spawn(response.read)
+    settle()
+    response.release_conn()
+    with pytest.raises(ProtocolError, match="another greenlet"):
+        reader.get(timeout=5)
+    proxy.stop()
 
 
 def test_a_proxy(manager, http_proxy):

@@ -1,8 +1,10 @@
-"""Close what a client library was connecting when it was killed."""
+"""Close what a client library would leave open."""
 
 from __future__ import annotations
 
-from socket import socket
+from contextlib import suppress
+from http.client import HTTPResponse
+from socket import SHUT_RDWR, socket
 from traceback import walk_tb
 
 from gevent.socket import socket as gevents_socket
@@ -26,3 +28,20 @@ def close_half_open(connection: object, error: BaseException) -> None:
             for value in frame.f_locals.values():
                 if isinstance(value, (socket, gevents_socket)):
                     value.close()
+
+
+def end_answer(answer: HTTPResponse) -> None:
+    """Close an answer; a greenlet in the middle of reading it gets an OSError.
+
+    It reads from a buffered file, which lets nobody close it meanwhile, and the
+    socket stays open as long as that.  Never switches.
+    """
+    file = answer.fp
+    try:
+        answer.close()
+    except RuntimeError:  # "reentrant call"
+        sock = file.raw._sock  # type: ignore[attr-defined]
+        sock = getattr(sock, "socket", sock)  # where urllib3 has TLS within TLS
+        with suppress(OSError):
+            # Not TLS's own, after which a reader would fail by whatever error.
+            gevents_socket.shutdown(sock, SHUT_RDWR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
 from gevent.monkey import get_original
@@ -33,11 +33,15 @@ def quiet(sock: socket.socket) -> bool:
 def between_requests(connection: HTTPConnection) -> bool:
     """Tell whether a connection has answered all that it was asked, and is still good if open."""
     # http.client knows, but keeps it to itself.
-    response = getattr(connection, "_HTTPConnection__response", None)
-    state = getattr(connection, "_HTTPConnection__state", None)
-    if state != "Idle" or not (response is None or response.isclosed()):
+    if getattr(connection, "_HTTPConnection__state", None) != "Idle":
         return False
-    return connection.sock is None or quiet(connection.sock)
+    return unread_answer(connection) is None and (connection.sock is None or quiet(connection.sock))
+
+
+def unread_answer(connection: HTTPConnection) -> HTTPResponse | None:
+    """Return the last answer on a connection, unless it was read to its end."""
+    answer: HTTPResponse | None = getattr(connection, "_HTTPConnection__response", None)
+    return None if answer is None or answer.isclosed() else answer
 
 
 def may_be_followed(status: int, headers: Any) -> bool:

@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 import redis
 
 from gpools.adapters._half_open import close_half_open
+from gpools.adapters._probe import quiet
+from gpools.connection import ConnectionPool
+from gpools.errors import PoolError
 
 try:
     from redis.maint_notifications import MaintNotificationsConfig
@@ -36,16 +39,31 @@ class Tracked:
     """Mixed into redis-py's connections: knows what its user left behind on it."""
 
     retired = False
+    home: Callable[[], ConnectionPool[Any] | None] = staticmethod(lambda: None)  # the pool it is of
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.owed = 0  # replies that nobody has read yet
         self.left: set[str] = set()  # commands whose effect is still there
         self._shaking_hands = False  # what is sent now is no user's
+        self._unwatching = False  # the next reply is that of UNWATCH
         super().__init__(*args, **kwargs)
 
     @property
     def open(self) -> bool:
         return self._sock is not None  # type: ignore[attr-defined]
+
+    def unread(self) -> bool:
+        """Tell whether the server has hung up, or sent what nobody has read; never switches.
+
+        redis-py's can_read() does, in a patched program that has hiredis.
+        """
+        parser: Any = self._parser  # type: ignore[attr-defined]
+        try:
+            reader = getattr(parser, "_reader", None)  # hiredis's
+            ahead = parser._buffer.unread_bytes() if reader is None else reader.has_data()
+        except AttributeError:  # a parser of the program's own
+            return bool(self.can_read(timeout=0))  # type: ignore[attr-defined]
+        return bool(ahead) or not quiet(self._sock)  # type: ignore[attr-defined]
 
     @property
     def blemish(self) -> str | None:
@@ -116,8 +134,14 @@ class Tracked:
             # destructor, where kills are swallowed, or wait for the server when its
             # user's time is over; after this error it closes the connection instead.
             raise redis.ConnectionError("nothing is watched on a closed connection")
+        self._unwatching = args[0] == "UNWATCH"
         packed = self.pack_command(*args)
-        self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
+        try:
+            self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
+        except BaseException as error:
+            # Whatever it is, a pipeline's reset may not go on after it.
+            self._see_reset_through(error)
+            raise
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if check_health and self.open and self.health_check_interval:  # type: ignore[attr-defined]
@@ -146,11 +170,32 @@ class Tracked:
         except redis.ResponseError:
             self._read_one()
             raise
+        except BaseException as error:
+            # As in `send_command`.
+            self._see_reset_through(error)
+            raise
         if not kwargs.get("push_request"):  # else it may be a message, which was not owed
             self._read_one()
         return reply
 
+    def _see_reset_through(self, error: BaseException) -> None:
+        """Have the connection come back though UNWATCH was not answered.
+
+        The reset of a pipeline gives it back after a ConnectionError only, and
+        after a Timeout or a kill the error keeps the pipeline.
+        """
+        unwatching, self._unwatching = self._unwatching, False
+        if not unwatching:
+            return
+        if isinstance(error, Exception):
+            raise redis.ConnectionError("UNWATCH was not answered") from error
+        home = self.home()
+        if home is not None:
+            with suppress(PoolError):  # not out, or of another thread
+                home.discard(self)
+
     def _read_one(self) -> None:
+        self._unwatching = False
         if not self._shaking_hands:
             self.owed -= 1
 

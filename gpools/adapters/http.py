@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 import httplib2
 
 from gpools.adapters._blocking import refuse_blocking
-from gpools.adapters._half_open import close_half_open
-from gpools.adapters._probe import between_requests, may_be_followed, quiet
+from gpools.adapters._half_open import close_half_open, end_answer
+from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
 from gpools.connection import ConnectionPool, split_settings
 
 __all__ = ["HttpPool"]
@@ -97,7 +97,10 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         self._http.restore(item)
         terms = _terms(item)
         for connection in list(item.connections.values()):
-            if not between_requests(connection) or getattr(connection, "terms", None) != terms:
+            # What a block left behind may be asking, or only connecting, still.
+            asking = getattr(connection, "asking", 0)
+            as_made = getattr(connection, "terms", None) == terms
+            if asking or not as_made or not between_requests(connection):
                 _drop(item, connection)
 
     def destroy(self, item: httplib2.Http) -> None:
@@ -108,7 +111,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         """
         connections, item.connections = item.connections, {}
         for connection in connections.values():
-            connection.close()
+            _close(connection)
 
     def fit_after(self, item: httplib2.Http, error: Exception) -> bool:
         """Say no after errors of the network or of HTTP, yes after the program's own."""
@@ -271,12 +274,14 @@ class _Whole:
     """
 
     def _conn_request(
-        self, conn: HTTPConnection, request_uri: str, method: str, body: Any, headers: Any
+        self, conn: Any, request_uri: str, method: str, body: Any, headers: Any
     ) -> Any:
         if not hasattr(conn, "terms"):
-            conn.terms = _terms(self)  # type: ignore[attr-defined,arg-type]
+            conn.terms = _terms(self)  # type: ignore[arg-type]
+            conn.asking = 0  # requests under way
+        conn.asking += 1
         if method not in _IDEMPOTENT:
-            conn.request = _only_once(conn.request)  # type: ignore[method-assign]
+            conn.request = _only_once(conn.request)
         try:
             answer = super()._conn_request(conn, request_uri, method, body, headers)  # type: ignore[misc]
             if may_be_followed(answer[0].status, answer[0]):
@@ -287,6 +292,7 @@ class _Whole:
             close_half_open(conn, error)
             raise
         finally:
+            conn.asking -= 1
             vars(conn).pop("request", None)
 
 
@@ -328,7 +334,15 @@ def _terms(http: httplib2.Http) -> tuple[Any, ...]:
 
 def _drop(http: httplib2.Http, connection: HTTPConnection) -> None:
     """Close a connection and forget it: what it had not sent yet outlives its close()."""
-    connection.close()
+    _close(connection)
     for key, other in list(http.connections.items()):
         if other is connection:
             del http.connections[key]
+
+
+def _close(connection: HTTPConnection) -> None:
+    """Close a connection, whoever is in the middle of reading an answer from it."""
+    answer = unread_answer(connection)
+    if answer is not None:
+        end_answer(answer)
+    connection.close()

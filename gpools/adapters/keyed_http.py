@@ -103,6 +103,9 @@ class _OneHost(HttpPool):
                 connection.close()
 
 
+_OneHost.__name__ = HttpPool.__name__  # as logs and errors have it
+
+
 def _host(uri: str) -> str:
     """Return scheme, host and port of *uri*, the port always."""
     try:

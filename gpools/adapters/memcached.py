@@ -362,7 +362,7 @@ class ClientPool:
         )
 
     def __repr__(self) -> str:
-        return repr(self.pool).replace(type(self.pool).__name__, type(self).__name__, 1)
+        return repr(self.pool)
 
     @property
     def max_size(self) -> int:
@@ -447,6 +447,9 @@ def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, client_options
 
 
+_Unconnected.__name__ = ClientPool.__name__  # as logs and errors have it
+
+
 class FairPooledClient(PooledClient):  # type: ignore[misc]
     """A `pymemcache.client.base.PooledClient` whose callers wait in line for a client.
 
@@ -479,13 +482,33 @@ class FairHashClient(HashClient):  # type: ignore[misc]
         self._fair = {"timeout": get_timeout, **settings}
         client_options["use_pooling"] = True
         super().__init__(servers, **_cooperative(client_options))
+        self._failed_clients = _Failed()
 
     def add_server(self, server: Any, port: int | None = None) -> None:
         """Add *server*, or take it back when it was down."""
         former = dict(self.clients)
         super().add_server(server, port)
+        # Those who were still asking when it was given up would have it given up again.
+        self._failed_clients.pop(_one(server, port), None)
         for key, client in self.clients.items():
             if former.get(key) is not client:
-                client.client_pool = ClientPool(client, **self._fair)
+                client.client_pool = ClientPool(client, **{"name": key, **self._fair})
                 if key in former:
                     former[key].close()
+
+    def remove_server(self, server: Any, port: int | None = None) -> None:
+        """Give up *server*, unless it is given up already."""
+        if _one(server, port) not in self._dead_clients:
+            super().remove_server(server, port)
+
+
+class _Failed(dict[Any, Any]):
+    """The servers that fail: many greenlets may find at once that one is well again."""
+
+    def pop(self, key: Any, default: Any = None) -> Any:
+        return super().pop(key, default)
+
+
+def _one(server: Any, port: int | None) -> Any:
+    """Name a server as pymemcache does, however it was given."""
+    return server if port is None else (server, port)

@@ -74,7 +74,7 @@ class MySQLPool(ConnectionPool[Connection]):
     keywords win.  The other parameters are those of `ConnectionPool`.
 
     What a user leaves behind never reaches the next: a returned connection is
-    reset, which takes three round trips if it was used and none if not.  With
+    reset, which takes three or four round trips if it was used and none if not.  With
     *reset_session* False only an open transaction is rolled back and the mode
     of autocommit restored, in one round trip each, where needed.  Variables,
     locks, temporary tables and prepared statements then stay.  A reset
@@ -214,7 +214,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
     _reading = False  # an answer is being read
     _interrupt: BaseException | None = None  # what hit it as it wrote meanwhile
     _moved = False  # to another database
-    _role: str | None = None  # as SET ROLE takes it, if the server is a MariaDB
+    _role: str | None = None  # as SET ROLE takes it, if the server knows roles
     _cursors: WeakSet[Cursor]
     _result: Any
 
@@ -245,13 +245,23 @@ class PooledConnection(Connection):  # type: ignore[misc]
         self.used = False
 
     def learn_role(self) -> None:
-        """Keep in mind the role, which MariaDB does not reset; switches."""
-        if "MariaDB" in self.server_version:
+        """Keep in mind the role, which a reset leaves as it is; switches."""
+        try:
             self.query("SELECT CURRENT_ROLE()")
-            ((role,),) = self._result.rows
-            if isinstance(role, bytes):
-                role = role.decode(self.encoding)
-            self._role = "NONE" if role is None else f"`{role.replace('`', '``')}`"
+        except err.MySQLError as error:
+            if self.open and error.args[:1] and error.args[0] not in _LOST:
+                return  # MySQL has no roles before 8.0
+            raise
+        ((role,),) = self._result.rows
+        if isinstance(role, bytes):
+            role = role.decode(self.encoding)
+        if self._is_mariadb:  # MySQL has quoted it, and says NONE itself
+            role = "NONE" if role is None else f"`{role.replace('`', '``')}`"
+        self._role = role
+
+    @property
+    def _is_mariadb(self) -> bool:
+        return "MariaDB" in self.server_version
 
     def adopted(self) -> None:
         """Keep in mind what the connection is like."""
@@ -307,9 +317,11 @@ class PooledConnection(Connection):  # type: ignore[misc]
         words = [f"NAMES {self.charset}{collate}", f"autocommit={self._autocommits:d}"]
         if self.sql_mode is not None:
             words.append(f"sql_mode={self.escape(self.sql_mode)}")
-        if self._role is not None:
+        if self._role is not None and self._is_mariadb:
             words.append(f"ROLE {self._role}")
         self.query(f"SET {', '.join(words)}")
+        if self._role is not None and not self._is_mariadb:
+            self.query(f"SET ROLE {self._role}")
         if self.db:
             self.select_db(self.db)
         else:

@@ -82,7 +82,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
     def check(self, item: redis.Redis) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         connection = _only(item).connection
-        return connection.open and not connection.can_read(timeout=0)
+        return connection.open and not connection.unread()
 
     def reset(self, item: redis.Redis) -> None:
         """Refuse a client whose connection is not as it was; never switches."""

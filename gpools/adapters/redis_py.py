@@ -313,6 +313,7 @@ class Connections(ConnectionPool[Any]):
             raise PoolError("the FairConnectionPool of these connections is gone")
         begun = monotonic()
         connection = owner.make_connection()
+        connection.home = ref(self)
         connection.connect()
         if _RECORDS:
             record_connection_create_time(owner, monotonic() - begun)
@@ -322,9 +323,11 @@ class Connections(ConnectionPool[Any]):
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         if not item.open:
             return False
-        unread = item.can_read(timeout=0)
-        # Nothing is owed on an idle one, so with notices on it can be only one of those.
-        return not unread or _notices(item)
+        if _notices(item):
+            # Nothing is owed on an idle one, so what has come can be only one of those.
+            item.can_read(timeout=0)  # raises if the server has hung up
+            return True
+        return not item.unread()
 
     def reset(self, item: Any) -> None:
         """Refuse a connection that is not as it was when it was made."""

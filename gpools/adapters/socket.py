@@ -7,7 +7,7 @@ import socket as stdlib
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from socket import IPPROTO_TCP, SO_KEEPALIVE, SO_LINGER, SOL_SOCKET, TCP_NODELAY
+from socket import IPPROTO_TCP, SO_KEEPALIVE, SO_LINGER, SO_RCVLOWAT, SOL_SOCKET, TCP_NODELAY
 from ssl import SSLContext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +25,11 @@ __all__ = ["SocketPool"]
 _NO_LINGER = struct.pack("ii", 0, 0)
 
 # What a user may have changed and the next must not find: level, option, length of its value.
-_OPTIONS = [(SOL_SOCKET, SO_KEEPALIVE, 4), (SOL_SOCKET, SO_LINGER, len(_NO_LINGER))]
+_OPTIONS = [
+    (SOL_SOCKET, SO_KEEPALIVE, 4),
+    (SOL_SOCKET, SO_LINGER, len(_NO_LINGER)),
+    (SOL_SOCKET, SO_RCVLOWAT, 4),
+]
 _TCP_OPTIONS = [
     (IPPROTO_TCP, option, 4)
     for option in (TCP_NODELAY, getattr(stdlib, "TCP_CORK", None))
@@ -55,8 +59,8 @@ class SocketPool(ConnectionPool[socket.socket]):
     A socket is not handed out when its peer has closed it, or has sent what
     nobody has read.  One that comes back with something unread, or shut down,
     is let go, as is one whose block ended with any error; timeout, TCP_NODELAY,
-    TCP_CORK, SO_KEEPALIVE and SO_LINGER are set back.  An answer that is still
-    on its way cannot be seen: read all you have asked for.
+    TCP_CORK, SO_KEEPALIVE, SO_LINGER and SO_RCVLOWAT are set back.  An answer
+    that is still on its way cannot be seen: read all you have asked for.
 
     Raises ValueError and TypeError for what makes no sense.
     """
@@ -104,6 +108,10 @@ class SocketPool(ConnectionPool[socket.socket]):
         """Refuse a socket that is not as it was; set back its options; never switches."""
         if _waited_for(item):
             raise PoolError("another greenlet still waits for it")
+        # First, for with SO_RCVLOWAT what was not read would not be seen.
+        for (level, option, length), value in self._options[item].items():
+            if item.getsockopt(level, option, length) != value:
+                item.setsockopt(level, option, value)
         if not quiet(item):
             raise PoolError("something was not read, or the peer has closed")
         if isinstance(item, gevent.ssl.SSLSocket) and item.version() is None:
@@ -112,9 +120,6 @@ class SocketPool(ConnectionPool[socket.socket]):
         socket.socket.send(item, b"", 0, 0.0)  # type: ignore[call-arg]
         if item.gettimeout() != self._socket.timeout:
             item.settimeout(self._socket.timeout)
-        for (level, option, length), value in self._options[item].items():
-            if item.getsockopt(level, option, length) != value:
-                item.setsockopt(level, option, value)
 
     def destroy(self, item: socket.socket) -> None:
         """Close *item*, whoever still has a file made of it.  Never switches, nor blocks."""

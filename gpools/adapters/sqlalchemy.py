@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic
 from traceback import clear_frames
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakSet, ref
 
 from gevent import Timeout, get_hub, getcurrent, spawn_raw
@@ -44,6 +44,8 @@ with extra("sqlalchemy"):
     from sqlalchemy.pool.base import ConnectionPoolEntry, _ConnectionFairy, _ConnectionRecord
 
 __all__ = ["FairPool"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("gpools")
 
@@ -251,19 +253,29 @@ class FairPool(Pool):
         """Fill a slot that is already taken; may switch."""
         pid = os.getpid()
         try:
-            record = _Record(self, line)
-        except BaseException as error:
-            # Interrupted while connecting, what the driver had is in the frames of the
-            # error, and stays open as long as anybody looks at that.
-            clear_frames(error.__traceback__)
+            record = self._connecting(partial(_Record, self, line))
+        except BaseException:
             # Whatever ended it, a kill included, the slot must not end with it.
             line.vacate()
             raise
         if os.getpid() != pid:
             self._abandon([record])
-            raise NotInUse("the connection was being made when this process was forked")
+            raise _inherited()
         self._records.add(record)
         return record
+
+    def _connecting(self, connect: Callable[[], T]) -> T:
+        """Return what *connect* returns; leave nothing open if it is interrupted, or forked."""
+        pid = os.getpid()
+        try:
+            return _fork.making(connect)
+        except BaseException as error:
+            # Interrupted while connecting, what the driver had is in the frames of the
+            # error, and stays open as long as anybody looks at that.
+            clear_frames(error.__traceback__)
+            if os.getpid() != pid and isinstance(error, Exception):
+                raise _inherited() from error
+            raise
 
     def _surplus(self, record: _Record) -> bool:
         line = record.line
@@ -358,6 +370,9 @@ class _Record(_ConnectionRecord):
             self._drop()
             raise
 
+    def get_connection(self) -> Any:
+        return self.fair._connecting(super().get_connection)  # it may have to
+
     def go_out(self) -> None:
         self.out = True
         self.since = monotonic()
@@ -410,6 +425,26 @@ class _Fairy(_ConnectionFairy):
 
     __slots__ = ()
 
+    def rollback(self) -> None:
+        error = sys.exc_info()[1]
+        try:
+            self.dbapi_connection.rollback()
+        except BaseException as failure:
+            record = self._connection_record
+            if isinstance(record, _Record) and _interrupts(error):
+                # Amid a streamed result, say.  SQLAlchemy 2.0 does not close a Connection
+                # whose rollback on the way out fails; the collector would, some time.
+                # Not now, for SQLAlchemy still asks it what the error means.
+                get_hub().loop.run_callback(spawn_raw, self._give_up, failure)
+            raise
+
+    def _give_up(self, failure: BaseException) -> None:
+        if self._connection_record is not None:  # else it is back already
+            try:
+                self.invalidate(failure)
+            except Exception as error:
+                log.warning("%r: %r", self._pool, error)  # a listener's
+
     def _checkin(self, transaction_was_reset: bool = False) -> None:
         record, error = self._connection_record, sys.exc_info()[1]
         try:
@@ -424,6 +459,10 @@ class _Fairy(_ConnectionFairy):
                 self._connection_record = None
                 record._checkin_failed(failure, _fairy_was_created=False)
             raise
+
+
+def _inherited() -> NotInUse:
+    return NotInUse("the connection was being made when this process was forked")
 
 
 def _interrupts(error: BaseException | None) -> bool:

@@ -6,9 +6,10 @@ connections by putting back None for each that failed, also for one that a
 greenlet killed in the queue never had.
 
 Here a connection is an item of a `ConnectionPool`, which knows it by identity.
-Three seams are enough: `_get_conn` and `_put_conn` go to our pool, and
+Few seams are enough: `_get_conn` and `_put_conn` go to our pool, and
 `_make_request` and `_prepare_proxy` note which connection they failed with,
-since urllib3 gives back None in its place.
+since urllib3 gives back None in its place.  A response ends when it gives its
+connection back, and gives it back when it ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from gevent import getcurrent
 from greenlet import greenlet
 
 from gpools.adapters._extra import extra
-from gpools.adapters._half_open import close_half_open
+from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolClosed, PoolError, PoolFull, PoolTimeout, WrongThread
@@ -78,7 +79,7 @@ class Connections(ConnectionPool[Any]):
 
     def reset(self, item: Any) -> None:
         """Refuse a connection in the middle of something; never switches."""
-        if getattr(item, "may_be_followed", False) or not between_requests(item):
+        if getattr(item, "unread", False) or not between_requests(item):
             raise PoolError("an answer was not read to its end")
 
     def destroy(self, item: Any) -> None:
@@ -130,6 +131,12 @@ class Fair:
         except (PoolTimeout, PoolFull) as error:
             raise EmptyPoolError(self, str(error)) from error  # type: ignore[arg-type]
 
+    def urlopen(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("preload_content", True):
+            # Given back at once it would be closed, and the answer with it.
+            kwargs["release_conn"] = False
+        return super().urlopen(*args, **kwargs)  # type: ignore[misc]
+
     def _put_conn(self, conn: Any) -> None:
         if conn is not None:
             if self._connections._known(conn):
@@ -149,7 +156,7 @@ class Fair:
             # A kill too: urllib3 closes the connection, but forgets which it was.
             self._fail(conn, error)
             raise
-        conn.may_be_followed = may_be_followed(response.status, response.headers)
+        conn.unread = may_be_followed(response.status, response.headers)
         if isinstance(response, HTTPResponse):
             response.__class__ = _released(type(response))
         return response
@@ -314,15 +321,27 @@ def make_fair(manager: PoolManager, settings: dict[str, Any]) -> None:
 
 
 class _Released:
-    """Mixed into urllib3's responses: to close one gives its connection back.
+    """Mixed into urllib3's responses: one that has given its connection back has none left.
 
-    So it is given back, too, when the program has dropped a response unread,
-    since the end of a response closes it.
+    To close one gives it back.  So it is given back, too, when the program has
+    dropped a response unread, since the end of a response closes it.
     """
 
+    _connection: Any
+    _original_response: Any
+
+    def release_conn(self) -> None:
+        answer = self._original_response
+        if self._connection is not None and answer is not None and not answer.isclosed():
+            self._connection.unread = True
+            end_answer(answer)
+        super().release_conn()  # type: ignore[misc]
+
     def close(self) -> None:
-        super().close()  # type: ignore[misc]
-        self.release_conn()  # type: ignore[attr-defined]
+        try:
+            self.release_conn()
+        finally:
+            super().close()  # type: ignore[misc]
 
 
 @cache
