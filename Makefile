@@ -1,9 +1,9 @@
-# make demo | make scorecard | make bench | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
+# make demo | make scorecard | make bench | make bench-fleet | make test [PYTEST_ARGS="-k storm"] | make coverage | make lint | make clean
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo scorecard bench test coverage lint clean
+.PHONY: demo scorecard bench bench-fleet test coverage lint clean
 # Two pips in one environment would disturb each other.
 .NOTPARALLEL:
 
@@ -17,6 +17,10 @@ scorecard: $(VENV)/test.stamp
 # gpools and its peers at the same work; six minutes, writes docs/benchmarks.md.
 bench: $(VENV)/bench.stamp
 	@$(VENV)/bin/python -m benchmarks --write
+
+# The fleet pool beside its peers; a minute and a half, writes into docs/fleet.md.
+bench-fleet: $(VENV)/bench.stamp
+	@$(VENV)/bin/python -m benchmarks.fleet --write
 
 test: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

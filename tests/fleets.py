@@ -9,6 +9,7 @@ that it had written down was over.
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,14 @@ from gevent import select
 from tests.servers import DIE_WITH_PARENT, ROOT
 from tests.waiting import until
 
-__all__ = ["Fleet", "most_at_once"]
+__all__ = ["RIGHTS", "RIGHTS_IN_A_CLUSTER", "Fleet", "most_at_once"]
+
+# As the page names them: a block, and those that a cluster needs in the line after it.
+PAGE = (ROOT / "docs" / "fleet.md").read_text()
+RIGHTS = re.search(r"^```\n(\+hello .*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1].split()
+RIGHTS_IN_A_CLUSTER = re.findall(
+    r"`([^`]*)`", re.search("^In a cluster also (.*)$", PAGE, re.MULTILINE)[1]
+)[0].split()
 
 
 class Fleet:

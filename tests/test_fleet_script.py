@@ -3,7 +3,9 @@
 The clock, the id and the uptime of the server are the test's.
 """
 
+import re
 from hashlib import sha1
+from struct import pack
 
 import pytest
 from gevent import socket
@@ -13,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gpools.fleet import _script
 from gpools.fleet._resp import Push, Replies, ServerError, packed
+from gpools.fleet._watch import PACKED
 
 SECOND = 1_000_000
 LEASE = 9 * SECOND
@@ -68,16 +71,18 @@ class Wire:
 
 
 class Reply:
-    def __init__(self, text):
+    def __init__(self, text, wants, sync):
         words = text.decode().split()
         self.status = words[0]
         if self.status == "ok" and len(words) > 1:
-            self.epoch = words[1]
-            self.size, self.used, self.queued, self.lease, self.grace = map(int, words[2:7])
-            self.soon, self.held, self.found, self.base = map(int, words[7:11])
-            self.knew, self.learning = map(int, words[11:13])
-            numbers = list(map(int, words[13:]))
-            self.grants = list(zip(numbers[::2], numbers[1::2], strict=True))
+            self.held, self.used, self.queued, self.soon, self.base = map(int, words[1:6])
+            direct, self.found, self.size, self.lease, self.grace = map(int, words[6:11])
+            self.epoch = self.learning = None
+            if sync:
+                self.epoch, self.knew, self.learning = words[11], *map(int, words[12:14])
+            numbers = list(map(int, words[14 if sync else 11 :]))
+            self.grants = [(wid, self.base + i) for i, wid in enumerate(wants[:direct])]
+            self.grants += zip(numbers[::2], numbers[1::2], strict=True)
 
 
 class Script:
@@ -123,15 +128,19 @@ class Script:
         known="",
         top=0,
     ):
-        tail = tail or ("", "", 0)
         settings = (size, lease, grace, known, top, "info of it")
-        return Reply(self(wire, "sync", process, generation, held, *settings, *tail))
+        return self.hear(wire, ("sync", process, generation, held, *settings), tail)
 
     def step(self, wire, process, generation, released=0, *tail):
-        return Reply(self(wire, "step", process, generation, released, *(tail or ("", "", 0))))
+        return self.hear(wire, ("step", process, generation, released), tail)
+
+    def hear(self, wire, words, tail):
+        _, _, cancels, *rest = tail = tail or ("", "", 0)
+        wants = [int(re.match(r"\d+", str(want))[0]) for want in rest[cancels:]]
+        return Reply(self(wire, *words, *tail), wants, words[0] == "sync")
 
     def used(self):
-        return int(self.control.call("HGET", self.key(), "used"))
+        return int(PACKED.unpack_from(self.control.call("GET", self.key()))[1])
 
     def close(self):
         for wire in (self.control, *self.wires):
@@ -156,8 +165,24 @@ def script(make_script):
     return make_script()
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+def test_replies_are_cut_out_of_any_pieces(size):
+    stream = (
+        b"+OK\r\n$5\r\nab\r\nc\r\n>3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$0\r\n\r\n:-7\r\n*2\r\n_\r\n#t\r\n"
+        b"-NOSCRIPT no\r\n%1\r\n+a\r\n,1.5\r\n$-1\r\n*-1\r\n=6\r\ntxt:hm\r\n~1\r\n:0\r\n"
+    )
+    parser, replies = Replies(), []
+    for i in range(0, len(stream), size):
+        replies += parser.feed(stream[i : i + size])
+    error = replies.pop(5)
+    assert (type(error), str(error)) == (ServerError, "NOSCRIPT no")
+    assert type(replies[2]) is Push
+    expected = [b"OK", b"ab\r\nc", [b"message", b"x", b""], -7, [None, True]]
+    assert replies == [*expected, {b"a": 1.5}, None, None, b"hm", [0]]
+
+
 def wanting(*wids):
-    return ("", "", 0, *(word for wid in wids for word in (wid, 0)))
+    return ("", "", 0, *wids)
 
 
 def test_grants_what_is_free_and_queues_the_rest(script):
@@ -192,6 +217,22 @@ def test_who_does_not_listen_is_passed_over_and_counts_for_nothing(script):
     reply = script.step(a, "a", 1, 1)
     assert [m.split()[1] for m in c.heard()] == [b"3"]
     assert (reply.used, reply.queued) == (1, 0)
+
+
+def test_who_was_passed_over_comes_back_to_its_old_place(script):
+    a, b = script.wire("a"), script.wire("b")
+    script.sync(a, "a", 1, size=1), script.sync(b, "b", 1, size=1)
+    script.step(a, "a", 1, 0, *wanting(1))
+    place = script.step(b, "b", 1, 0, *wanting(7)).base
+    script.step(a, "a", 1, 0, *wanting(2))
+    b.close()
+    script.control.call("PING")
+    assert [wid for wid, _ in script.step(a, "a", 1, 1).grants] == [2]
+    script.step(a, "a", 1, 0, *wanting(3))
+    b = script.wire("b")
+    script.sync(b, "b", 2, 0, "", "", 0, f"7:{place}")
+    assert script.step(a, "a", 1, 1).grants == []
+    assert [m.split()[1] for m in b.heard()] == [b"7"]
 
 
 def test_tokens_of_the_dead_come_back_when_their_lease_is_over(script):
@@ -231,8 +272,9 @@ def test_without_the_pool_clock_a_step_ends_them(make_script):
 def test_a_lost_key_is_noticed_and_learned_from(script, lost):
     """The first to come back must not be granted what others still hold."""
     a, b = script.wire("a"), script.wire("b")
-    script.sync(a, "a", 1), script.sync(b, "b", 1)
-    epoch = script.step(a, "a", 1, 0, *wanting(1, 2)).epoch
+    epoch = script.sync(a, "a", 1).epoch
+    script.sync(b, "b", 1)
+    script.step(a, "a", 1, 0, *wanting(1, 2))
     script.control.call("DEL", script.key(lost))
     assert script.step(b, "b", 1, 0, *wanting(3)).status == "gone"
     assert script.sync(b, "b", 2, 0, *wanting(3), known=epoch).grants == []
@@ -243,6 +285,17 @@ def test_a_lost_key_is_noticed_and_learned_from(script, lost):
     assert script.step(b, "b", 2).used == 2
     assert len(script.step(a, "a", 2, 1).grants) == 0
     assert [m.split()[1] for m in b.heard()][-1:] == [b"3"]
+
+
+def test_a_member_removed_by_hand_is_noticed_and_learned_from(script):
+    a, b = script.wire("a"), script.wire("b")
+    epoch = script.sync(b, "b", 1).epoch
+    script.sync(a, "a", 1)
+    script.step(a, "a", 1, 0, *wanting(1, 2))
+    script.control.call("HDEL", script.key("t"), "a")
+    script.set_clock(START + LEASE // 3)
+    assert script.step(b, "b", 1, 0, *wanting(3)).status == "gone"
+    assert script.sync(b, "b", 2, 0, *wanting(3), known=epoch).grants == []
 
 
 def test_flushed_learns_when_somebody_who_knew_comes(script):
@@ -297,7 +350,7 @@ def test_a_count_changed_by_hand_is_mended_within_a_third_of_a_lease(script):
     a = script.wire("a")
     script.sync(a, "a", 1)
     script.step(a, "a", 1, 0, *wanting(1))
-    script.control.call("HSET", script.key(), "used", 77)
+    script.control.call("SETRANGE", script.key(), 8, pack("<d", 77))
     script.set_clock(START + LEASE // 3)
     assert script.step(a, "a", 1).used == 1
 
@@ -327,8 +380,8 @@ def test_the_living_are_not_buried(script):
 def test_who_does_not_wait_is_not_queued(script):
     a = script.wire("a")
     script.sync(a, "a", 1, size=1)
-    assert len(script.step(a, "a", 1, 0, "", "", 0, 1, -1).grants) == 1
-    reply = script.step(a, "a", 1, 0, "", "", 0, 2, -1)
+    assert len(script.step(a, "a", 1, 0, "", "", 0, "1-").grants) == 1
+    reply = script.step(a, "a", 1, 0, "", "", 0, "2-")
     assert (reply.grants, reply.queued) == ([], 0)
 
 
@@ -362,7 +415,8 @@ class Model(RuleBasedStateMachine):
         self.alive = {}  # process -> when its lease ends, as the server knows it
         self.held = {}  # as the server counts them
         self.queue = []  # (number, process, wid), in order
-        self.wid, self.top, self.begun = 0, 0, False
+        self.places = {process: {} for process in PROCESSES}  # wid -> number, as they know
+        self.wid, self.top, self.top_after, self.begun = 0, 0, 0, False
 
     def teardown(self):
         for wire in self.wires.values():
@@ -373,8 +427,27 @@ class Model(RuleBasedStateMachine):
     def used(self):
         return sum(self.held.values())
 
-    def granted(self):
-        grants = []
+    def line_up(self, process, wants, base):
+        """Return who need not stand in line; *wants* are pairs of a wid and its number.
+
+        That is 0 for a new one, and None for one that does not wait.
+        """
+        free = self.size - self.used() if not self.queue and self.clock >= self.learn else 0
+        direct = [wid for wid, _ in wants[: max(0, free)]]
+        for i, (wid, number) in enumerate(wants):
+            self.top_after = base + i
+            if number is not None:
+                number = number or base + i
+                self.places[process][wid] = number
+                if wid not in direct and (number, process, wid) not in self.queue:
+                    self.queue.append((number, process, wid))
+        self.queue.sort()
+        return [(process, wid) for wid in direct]
+
+    def granted(self, direct):
+        grants = list(direct)
+        for process, _ in direct:
+            self.held[process] += 1
         while self.queue and self.used() < self.size and self.clock >= self.learn:
             _, process, wid = self.queue.pop(0)
             if process in self.alive and process in self.wires:
@@ -386,9 +459,11 @@ class Model(RuleBasedStateMachine):
         for process in [p for p, end in self.alive.items() if end <= self.clock]:
             del self.alive[process], self.held[process]
 
-    def expect(self, process, reply):
+    def expect(self, process, reply, direct=()):
         """Compare what came, in the reply and by push, with what should have come."""
-        expected = self.granted()
+        expected = self.granted(direct)
+        for other, wid in expected:
+            self.places[other].pop(wid, None)
         came = [(process, wid, fence) for wid, fence in reply.grants] if reply else []
         for other, wire in self.wires.items():
             for message in wire.heard():
@@ -400,16 +475,18 @@ class Model(RuleBasedStateMachine):
         for _, _, fence in came:
             assert fence > self.top  # I6
             self.top = fence
+        self.top = max(self.top, self.top_after)
         if reply:
             assert (reply.size, reply.used) == (self.size, self.used())  # I1
             assert reply.queued == len(self.queue)
             assert reply.held == self.held[process]
-            assert reply.learning == max(0, self.learn - self.clock)
+            assert reply.learning in (None, max(0, self.learn - self.clock))
 
     def step(self, process, released=0, new_size="", cancels=(), wants=()):
-        tail = (f"{new_size}", len(cancels), *cancels, *(x for wid in wants for x in (wid, 0)))
+        words = (f"{wid}-" if number is None else wid for wid, number in wants)
+        tail = ("", f"{new_size}", len(cancels), *cancels, *words)
         number = self.generation[process]
-        reply = self.script.step(self.wires[process], process, number, released, "", *tail)
+        reply = self.script.step(self.wires[process], process, number, released, *tail)
         if process not in self.alive:
             assert reply.status == "gone"
             return
@@ -420,10 +497,9 @@ class Model(RuleBasedStateMachine):
         self.queue = [w for w in self.queue if w[1] != process or w[2] not in cancels]
         self.size = new_size or self.size
         assert reply.base > self.top or not wants
-        for i, wid in enumerate(wants):
-            self.queue.append((reply.base + i, process, wid))
-            self.top = max(self.top, reply.base + i)
-        self.expect(process, reply)
+        for wid in cancels:
+            self.places[process].pop(wid, None)
+        self.expect(process, reply, self.line_up(process, wants, reply.base))
 
     connected = precondition(lambda self: self.wires)
     free_of_learning = precondition(lambda self: self.begun)
@@ -441,7 +517,9 @@ class Model(RuleBasedStateMachine):
         self.wires[process] = wire = self.script.wire(process)
         self.generation[process] += 1
         held = self.held.get(process, 0)
-        reply = self.script.sync(wire, process, self.generation[process], held)
+        wants = list(self.places[process].items())
+        tail = ("", "", 0, *(f"{wid}:{number}" for wid, number in wants))
+        reply = self.script.sync(wire, process, self.generation[process], held, *tail)
         assert reply.status == "ok"
         if not self.begun:
             self.begun = True
@@ -453,7 +531,7 @@ class Model(RuleBasedStateMachine):
         self.alive[process] = self.clock + LEASE
         if list(self.alive) == [process] and not getattr(self, "resized", False):
             self.size = 2
-        self.expect(process, reply)
+        self.expect(process, reply, self.line_up(process, wants, reply.base))
 
     @connected
     @rule(data=st.data(), count=st.integers(1, 3))
@@ -461,7 +539,9 @@ class Model(RuleBasedStateMachine):
         process = data.draw(st.sampled_from(sorted(self.wires)))
         wids = list(range(self.wid + 1, self.wid + 1 + count))
         self.wid += count
-        self.step(process, wants=wids)
+        numbers = data.draw(st.lists(st.sampled_from([0, 0, None]), min_size=count, max_size=count))
+        released = data.draw(st.integers(0, self.held.get(process, 0)))
+        self.step(process, released, wants=list(zip(wids, numbers, strict=True)))
 
     @connected
     @rule(data=st.data())
@@ -474,7 +554,7 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data):
         process = data.draw(st.sampled_from(sorted(self.wires)))
-        mine = [wid for _, p, wid in self.queue if p == process]
+        mine = list(self.places[process])
         self.step(process, cancels=data.draw(st.lists(st.sampled_from(mine))) if mine else [0])
 
     @connected
@@ -495,7 +575,7 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave(self, data):
         process = data.draw(st.sampled_from(sorted(self.wires)))
-        waits = [wid for _, p, wid in self.queue if p == process]
+        waits = list(self.places[process])
         answer = self.script(
             self.wires[process], "leave", process, self.generation[process], *waits
         )
@@ -505,6 +585,7 @@ class Model(RuleBasedStateMachine):
         assert answer == b"ok"
         del self.alive[process], self.held[process]
         self.queue = [w for w in self.queue if w[1] != process]
+        self.places[process].clear()
         self.reap()
         self.expect(process, None)
 

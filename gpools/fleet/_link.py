@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import sys
 from collections import deque
 from collections.abc import Callable
 from random import random
@@ -29,7 +30,7 @@ from gpools._fork import abandon
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._redis_connection import NO_NOTICES
 from gpools.errors import PoolError
-from gpools.fleet._resp import Push, Replies, ServerError, packed
+from gpools.fleet._resp import Push, Replies, ServerError, packed, written
 from gpools.fleet._script import SHA, SOURCE
 
 __all__ = ["Link", "Moved", "Refused", "Source"]
@@ -144,7 +145,12 @@ class Link:
         self._sock: Any = None
         self._watchers: tuple[Any, ...] = ()
         self._replies = Replies()
-        self._pending: deque[Callable[[Any], None]] = deque()  # in order of their commands
+        # In order of their commands: who hears the reply, and what to send again
+        # should the server not have the script.
+        self._pending: deque[tuple[Callable[[Any], None], int, bytes]] = deque()
+        self._by_name = written(["EVALSHA", SHA])
+        self._reading = False
+        self._then: deque[Callable[[], None]] = deque()  # to be called once all is read
         self._out = bytearray()  # what the kernel would not take yet
 
     @classmethod
@@ -178,23 +184,20 @@ class Link:
             self._close()
             _links.pop((id(self.hub), self.source.key, self.address), None)
 
-    def run(self, keys: tuple[bytes, ...], words: list[Any], heard: Callable[[Any], None]) -> None:
-        """Have the server run the script; *heard* gets the reply, or an Exception.
+    def run(self, count: int, words: bytes, heard: Callable[[Any], None]) -> None:
+        """Have the server run the script; *heard* gets the reply.
 
-        *words* begin with the operation; how to publish is put in after it.
+        *words* are *count* written ones: how many keys, the keys, the arguments.
         """
-        words = [len(keys), *keys, words[0], self.publish, *words[1:]]
+        self._pending.append((heard, count, words))
+        self._write(b"*%d\r\n%b%b" % (count + 2, self._by_name, words))
 
-        def answered(reply: Any) -> None:
-            if isinstance(reply, ServerError) and str(reply).startswith("NOSCRIPT"):
-                # Not run, so it may be sent again, with the script.
-                self._ask(packed("EVAL", SOURCE, *words), heard)
-            else:
-                if not (self._proven or isinstance(reply, ServerError)):
-                    self._proven, self._failures, self._last = True, 0, None
-                heard(reply)
-
-        self._ask(packed("EVALSHA", SHA, *words), answered)
+    def soon(self, act: Callable[[], None]) -> None:
+        """Have the hub call *act*; while it reads, as soon as it has read all."""
+        if self._reading:
+            self._then.append(act)
+        else:
+            self.hub.loop.run_callback(act)
 
     def fail(self, error: Exception) -> None:
         """Give the connection up and make another; to be called in the hub."""
@@ -213,6 +216,7 @@ class Link:
         """Leave the connection to the parent, in a child."""
         self._abandoned = True
         conn, self._conn = self._conn, None
+        self._unwatch()  # /dev/null, which the socket becomes, is always ready
         self.members.clear()
         self.up, self._sock = False, None
         sock = getattr(conn, "_sock", None)
@@ -285,27 +289,26 @@ class Link:
     def _close(self) -> None:
         self.up = False
         conn, self._conn = self._conn, None
-        for watcher in self._watchers:
-            watcher.stop()
-            watcher.close()
-        self._watchers = ()
+        self._unwatch()
         self._sock = None
         self._pending.clear()
         self._out.clear()
         if conn is not None and not self._abandoned and self._connector is None:
             conn.disconnect()
 
+    def _unwatch(self) -> None:
+        for watcher in self._watchers:
+            watcher.stop()
+            watcher.close()
+        self._watchers = ()
+
     def _note(self, error: Exception) -> None:
         # Once for each kind of trouble; by another greenlet, for a handler may wait.
         if not isinstance(error, Moved) and self._last != type(error).__name__:
             self._last = type(error).__name__
-            spawn_raw(log.warning, "the connection of a fleet pool is down: %s", error)
+            spawn_raw(log.warning, "the connection of a fleet pool is down: %s", str(error))
 
     # Reading and writing, in the hub or without switching.
-
-    def _ask(self, command: bytes, heard: Callable[[Any], None]) -> None:
-        self._pending.append(heard)
-        self._write(command)
 
     def _write(self, data: bytes) -> None:
         if self._sock is None:
@@ -346,7 +349,21 @@ class Link:
     def _readable(self) -> None:
         if self._abandoned:
             return
-        sock = self._sock
+        self._reading = True
+        try:
+            self._read(self._sock)
+        finally:
+            self._reading = False
+        while self._then:
+            act = self._then.popleft()
+            try:
+                act()
+            except BaseException:
+                # A raw greenlet that was served has ended with an error, which is the hub's to
+                # tell; raised out of here it would stop the watcher.
+                self.hub.handle_error(act, *sys.exc_info())
+
+    def _read(self, sock: Any) -> None:
         try:
             while sock is self._sock:
                 data = sock.recv(65536)
@@ -371,9 +388,21 @@ class Link:
             elif reply[0] == b"sunsubscribe" and reply[1] in self.members:
                 raise ConnectionError("the slot has moved to another node")
         elif self._pending:
-            self._pending.popleft()(reply)
+            self._answer(reply, *self._pending.popleft())
         elif isinstance(reply, ServerError):
             raise _explained(reply)
+
+    def _answer(self, reply: Any, heard: Callable[[Any], None], count: int, words: bytes) -> None:
+        if isinstance(reply, ServerError):
+            if str(reply).startswith("NOSCRIPT"):
+                # Not run, so it may be sent again, with the script.
+                self._pending.append((heard, count, words))
+                whole = written(["EVAL", SOURCE])
+                self._write(b"*%d\r\n%b%b" % (count + 2, whole, words))
+                return
+        elif not self._proven:
+            self._proven, self._failures, self._last = True, 0, None
+        heard(reply)
 
 
 _links: dict[Any, Link] = {}

@@ -22,17 +22,20 @@ import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from random import random
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from gevent import get_hub, getcurrent, spawn, spawn_raw
 from gevent.event import AsyncResult
 from greenlet import greenlet
 
+from gpools._holders import Hold
 from gpools.errors import HubWouldBlock, PoolClosed, PoolTimeout, PoolUnavailable
 from gpools.fleet._link import Link, Moved, Refused, Source, trouble
-from gpools.fleet._resp import ServerError
+from gpools.fleet._resp import ServerError, written
 
 if TYPE_CHECKING:
     from gpools.fleet.pool import Settings
@@ -43,14 +46,13 @@ log = logging.getLogger("gpools")
 
 SAFE = 0.98  # of a lease is ours
 AT_ONCE = 500  # wants and cancels in one step
+GOODBYE = 1.0  # seconds that are waited for the server to have noted it
+IN_A_ROW = 0.005  # seconds in which greenlets run before the hub looks after others
 JITTER = 0.05  # seconds, so that not all who wait ask at the same moment
+NOTHING_ELSE = written(["", "", 0])  # of a step: no waiter to look for, no size, no cancels
 
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on in a suspended machine
-
-
-def clock() -> float:
-    """Return the time by which leases are measured here."""
-    return time.clock_gettime(_CLOCK)
+# By which leases are measured here; where it can, it goes on in a suspended machine.
+clock = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def keys_of(name: str) -> tuple[bytes, ...]:
@@ -137,6 +139,8 @@ class Member:
         self.told = False  # that the settings of the pool are others than ours
         # Ours.
         self.out: set[Token] = set()
+        # Of those out that may yet be held for too long, in order: since when, by whom.
+        self.holds: OrderedDict[Token, tuple[float, ref[greenlet]]] = OrderedDict()
         self.kept: deque[Token] = deque()
         self.wanted = False  # somebody waits somewhere: nothing is kept
         self.unsent = 0  # tokens that came back and the server still counts
@@ -152,7 +156,10 @@ class Member:
         self.flying: Flight | None = None
         self.mismatches = 0  # of I5
         self._wid = 0
-        self._serving = self._flushing = False
+        self._serving = False  # `_serve` will come, and flush
+        self._handing = False  # it is at it
+        self._flushing = False  # a flush will come
+        self._step = b""  # how a step of this generation begins
         self._timer: Any = None
         self._armed = float("inf")  # when the timer will ring
         self._heartbeat = self._look = float("inf")
@@ -178,7 +185,7 @@ class Member:
         """Take a token that was kept here."""
         if self.kept and clock() < self.deadline:
             token = self.kept.popleft()
-            self.out.add(token)
+            self._hand_out(token, getcurrent())
             return token
         return None
 
@@ -186,7 +193,8 @@ class Member:
         """Wait for a token of the fleet; switches."""
         if getcurrent() is self.hub:
             raise HubWouldBlock("the hub's own greenlet cannot wait for a token of a fleet")
-        self.start()
+        if self.link is None:
+            self.start()
         if self.failed is not None and not self.ready:
             self._refuse_newcomer(patient)
         self._wid += 1
@@ -196,7 +204,8 @@ class Member:
         try:
             if self.failed is not None:
                 self._serve_locally()
-            self.flush()
+            if not self._handing:
+                self.flush()
             while True:
                 token: Token = self.hub.switch()
                 if waiter.served:  # else a stray switch: `_serve` did not choose us
@@ -213,6 +222,7 @@ class Member:
         if self.deadline and clock() >= self.deadline:
             self._lapse()  # as long as it is out: its use went on when it was others'
         self.out.remove(token)
+        self.holds.pop(token, None)
         keep = self.settings.keep
         if (
             keep
@@ -263,6 +273,21 @@ class Member:
         self.ready, self.flying = False, None
         return result
 
+    def drop(self) -> None:
+        """Leave: the program has dropped the pool without closing it.
+
+        Nobody can put what is out, and its use may go on: that stays counted.
+        """
+        if not (self.over or self.out):
+            spawn_raw(self._say_goodbye)
+
+    def _say_goodbye(self) -> None:
+        result = self.close(partial(closed_error, self.settings.name))
+        try:
+            result.wait(GOODBYE)
+        finally:
+            self.end()
+
     def end(self) -> None:
         """Leave the link, and have no timer."""
         if self.link is not None:
@@ -275,7 +300,7 @@ class Member:
 
     def flush_soon(self) -> None:
         """Send what is to be sent in the next turn of the hub, with what comes until then."""
-        if not self._flushing and not self.abandoned:
+        if not (self._flushing or self._handing or self.abandoned):
             self._flushing = True
             self.hub.loop.run_callback(self._flush_now)
 
@@ -285,7 +310,7 @@ class Member:
             return
         if always or self.new or self.unsent or self.cancels or self.new_size is not None:
             released, self.unsent = self.unsent, 0
-            self._send(False, ["step", self.process, self.generation, released])
+            self._send(False, 10, self._step + written([released]))
 
     # For the link, which calls in the hub, or from its connector.
 
@@ -354,8 +379,10 @@ class Member:
                 self.new.append(waiter.wid)
         ours = self.settings
         times = [round(seconds * 1e6) for seconds in (ours.lease, ours.grace)]
-        words = ["sync", self.process, self.generation, self._count(), ours.max_size, *times]
-        self._send(True, [*words, self.epoch, self.top, ours.info()])
+        begin = self._words("sync", self.process, self.generation)
+        words = [*begin, self._count(), ours.max_size, *times, self.epoch, self.top, ours.info()]
+        self._step = written(self._words("step", self.process, self.generation))
+        self._send(True, len(words), written(words))
 
     # Sending.
 
@@ -363,26 +390,37 @@ class Member:
         self._flushing = False
         self.flush()
 
-    def _send(self, sync: bool, words: list[Any]) -> None:
+    def _words(self, op: str, *words: bytes | str | int) -> list[bytes | str | int]:
+        assert self.link is not None
+        return [len(self.keys), *self.keys, op, self.link.publish, *words]
+
+    def _send(self, sync: bool, count: int, words: bytes) -> None:
+        """Send *words*, which are *count*, and what is wanted and cancelled here."""
         assert self.link is not None
         flight = self.flying = Flight(sync)
         first = next(iter(self.waiters.values()), None)
         if first is not None and first.queued and not first.granted:
             flight.oldest = first
-        flight.cancels, self.cancels = self.cancels[:AT_ONCE], self.cancels[AT_ONCE:]
         flight.new_size = self.new_size
-        words.append(flight.oldest.wid if flight.oldest else "")
-        words.append("" if flight.new_size is None else flight.new_size)
-        words.append(len(flight.cancels))
-        words += flight.cancels
-        while self.new and len(flight.wants) < AT_ONCE:
+        if flight.oldest or self.cancels or self.new_size is not None:
+            flight.cancels, self.cancels = self.cancels[:AT_ONCE], self.cancels[AT_ONCE:]
+            oldest = flight.oldest.wid if flight.oldest else ""
+            new_size = "" if flight.new_size is None else flight.new_size
+            words += written([oldest, new_size, len(flight.cancels), *flight.cancels])
+        else:
+            words += NOTHING_ELSE
+        wants = flight.wants
+        while self.new and len(wants) < AT_ONCE:
             waiter = self.waiters.get(self.new.popleft())
             if waiter is not None and not waiter.granted:
-                flight.wants.append(waiter)
-                words += (waiter.wid, waiter.number if waiter.patient else -1)
+                wants.append(waiter)
+        if wants:
+            words += written(map(_want, wants))
+        count += 3 + len(flight.cancels) + len(wants)
         self._heartbeat = flight.sent + self.lease / 3
-        self.link.run(self.keys, words, lambda reply: self._answered(flight, reply))
-        self._arm()
+        self.link.run(count, words, lambda reply: self._answered(flight, reply))
+        if self._heartbeat < self._armed:
+            self._arm()
 
     def _drop_flight(self) -> None:
         flight, self.flying = self.flying, None
@@ -399,7 +437,8 @@ class Member:
 
         assert self.link is not None
         self.running.add(result)
-        self.link.run(self.keys, words, heard)
+        words = self._words(*words)
+        self.link.run(len(words), written(words), heard)
 
     def _send_asked(self) -> None:
         if self.ready:
@@ -412,52 +451,37 @@ class Member:
     def _answered(self, flight: Flight, reply: Any) -> None:
         if flight is not self.flying or self.link is None:
             return
-        if isinstance(reply, ServerError):
-            error = trouble(reply)
-            if isinstance(error, Refused):
-                self.link_down(error, tried=True)
-            if isinstance(error, Moved):
-                self._relink(error.address)
-            else:
-                self.link.fail(error)
+        if not isinstance(reply, bytes) or not reply.startswith(b"ok"):
+            self._denied(reply)
             return
-        words = reply.split()
-        if words[0] != b"ok":
-            if words[0] == b"gone":
-                self._lose("the server did not know this process any more")
-            self.resync()
-            return
-        if not flight.sync and clock() >= self.deadline:
+        now = clock()
+        if not flight.sync and now >= self.deadline:
             self._lapse()
             return
         self.flying = None
-        self._note(flight, words)
-        lost = flight.sync and self._lost_by_sync(words[1], int(words[11]))
-        self.epoch = words[1]
+        words = reply.split()
+        held, self.used, self.queued, soon, base, direct, found, self.size, lease, grace = map(
+            int, words[1:11]
+        )
+        self.lease, self.grace = lease / 1e6, grace / 1e6
         self.deadline = flight.sent + SAFE * self.lease
-        if flight.sync:
-            self.ready, self.failed = True, None
-            self._compare_settings()
-        if lost:
-            self._lose("the server had given up this process")
-        base = int(words[10])
-        for waiter in flight.wants:
-            if waiter.number == 0 and waiter.patient:
-                waiter.number, base = base, base + 1
-                self.top = max(self.top, waiter.number)
-            waiter.queued = waiter.patient
-        for i in range(13, len(words), 2):
+        self._heartbeat = flight.sent + self.lease / 3
+        self._look = now + soon / 1e6 + JITTER * random()
+        given_up = flight.sync and self._synced(words[11], int(words[12]))
+        if flight.wants:
+            self._answer(flight.wants, base, direct)
+        for i in range(14 if flight.sync else 11, len(words), 2):
             self._granted(int(words[i]), int(words[i + 1]))
-        for waiter in flight.wants:
-            if not (waiter.patient or waiter.granted):
-                self._deliver(waiter.wid, _none_free(self))
-        if int(words[8]) != self._count() + self.unsent:  # I5
+        if given_up:
+            self.resync()  # which had counted them
+            return
+        if held != self._count() + self.unsent:  # I5
             self.mismatches += 1
             spawn_raw(log.warning, "fleet pool %r: counts differ, telling anew", self.settings.name)
             self.resync()
             return
         oldest = flight.oldest
-        if words[9] == b"0" and oldest and oldest.wid in self.waiters and not oldest.granted:
+        if oldest is not None and not found and oldest.wid in self.waiters and not oldest.granted:
             self.resync()  # it has lost its place, to a hand or to an eviction
             return
         if flight.new_size is not None and flight.new_size == self.new_size:
@@ -468,15 +492,52 @@ class Member:
         self.wanted = self.queued > 0
         if self.wanted:
             self._recalled()
-        self._send_asked()
-        self.flush(always=int(words[7]) == 0 and self.queued > 0)
-        self._arm()
+        if self.asked:
+            self._send_asked()
+        at_once = soon == 0 and self.queued > 0
+        if at_once or not self._serving:  # else what those served do goes along
+            self.flush(always=at_once)
+        if self._heartbeat < self._armed or (self.waiters and self._look < self._armed):
+            self._arm()
 
-    def _note(self, flight: Flight, words: list[bytes]) -> None:
-        self.size, self.used, self.queued = int(words[2]), int(words[3]), int(words[4])
-        self.lease, self.grace = int(words[5]) / 1e6, int(words[6]) / 1e6
-        self._heartbeat = flight.sent + self.lease / 3
-        self._look = clock() + int(words[7]) / 1e6 + JITTER * random()
+    def _denied(self, reply: Any) -> None:
+        assert self.link is not None
+        if isinstance(reply, ServerError):
+            error = trouble(reply)
+            if isinstance(error, Refused):
+                self.link_down(error, tried=True)
+            if isinstance(error, Moved):
+                self._relink(error.address)
+            else:
+                self.link.fail(error)
+            return
+        if reply == b"gone":
+            self._lose("the server did not know this process any more")
+        self.resync()
+
+    def _synced(self, epoch: bytes, knew: int) -> bool:
+        """Tell whether tokens that nobody has yet were lost."""
+        lost = self._lost_by_sync(epoch, knew)
+        self.epoch = epoch
+        self.ready, self.failed = True, None
+        self._compare_settings()
+        if not lost:
+            return False
+        counted = self._count()
+        self._lose("the server had given up this process")
+        return self._count() < counted
+
+    def _answer(self, wants: list[Waiter], base: int, direct: int) -> None:
+        """Note the numbers of *wants*, of which the first *direct* ones are granted."""
+        self.top = max(self.top, base + len(wants) - 1)
+        for number, waiter in enumerate(wants, base):
+            if number < base + direct:
+                self._granted(waiter.wid, number)
+            elif waiter.patient:
+                waiter.queued = True
+                waiter.number = waiter.number or number
+            else:
+                self._deliver(waiter.wid, _none_free(self))
 
     def _lost_by_sync(self, epoch: bytes, knew: int) -> bool:
         """Tell whether others may have been granted what we hold."""
@@ -527,15 +588,34 @@ class Member:
 
     def _deliver(self, wid: int, what: int | Exception | None) -> None:
         self.deliveries.append((wid, what))
-        if not self._serving:
+        self._serve_soon()
+
+    def _serve_soon(self) -> None:
+        if not (self._serving or self._handing):
             self._serving = True
-            self.hub.loop.run_callback(self._serve)
+            if self.link is None:
+                self.hub.loop.run_callback(self._serve)
+            else:
+                self.link.soon(self._serve)
 
     def _serve(self) -> None:
-        # One waiter per callback: it runs on here, and may run for long.
-        self._serving = False
-        if self.abandoned:
-            return
+        """Run some of those who are served; what they put back and want goes in one step."""
+        self._serving, self._handing = False, True
+        end = clock() + IN_A_ROW
+        try:
+            while not self.abandoned and self._serve_one() and clock() < end:
+                pass
+        finally:
+            # Also where one of them has ended with an error.
+            self._handing = False
+            if not self.abandoned:
+                if self.deliveries:
+                    self._serving = True
+                    self.hub.loop.run_callback(self._serve)
+                self.flush()
+
+    def _serve_one(self) -> bool:
+        """Run one; it runs on here, and may run for long."""
         while self.deliveries:
             wid, what = self.deliveries.popleft()
             waiter = self.waiters.pop(wid, None)
@@ -547,10 +627,7 @@ class Member:
             if waiter is not None:
                 break
         else:
-            return
-        if self.deliveries:
-            self._serving = True
-            self.hub.loop.run_callback(self._serve)
+            return False
         waiter.served = True
         if isinstance(what, Exception):
             if waiter.queued:
@@ -559,8 +636,15 @@ class Member:
             waiter.greenlet.throw(what)
         else:
             token = Token(self, what)
-            self.out.add(token)
+            self._hand_out(token, waiter.greenlet)
             waiter.greenlet.switch(token)
+        return True
+
+    def _hand_out(self, token: Token, holder: greenlet) -> None:
+        self.out.add(token)
+        if self.settings.leak_after is not None:
+            self.holds[token] = (clock(), ref(holder))
+            self._arm()
 
     def _serve_locally(self) -> None:
         """Without the server, let in as many as are safe; they are counted when it is back."""
@@ -640,6 +724,8 @@ class Member:
             due = min(due, self._look)
         if self.flying is not None:
             due = min(due, self.flying.sent + self.patience)
+        if self.holds:
+            due = min(due, self._leak_due())
         if due < self._armed - 0.001:
             if self._timer is not None:
                 self._timer.stop()
@@ -664,7 +750,23 @@ class Member:
             self.flush(always=True)
         elif now >= self._heartbeat:
             self._heartbeat = now + self.lease / 3
+        while self.holds and now >= self._leak_due():
+            self._report_leak(now)
         self._arm()
+
+    def _leak_due(self) -> float:
+        since, _ = next(iter(self.holds.values()))
+        return since + (self.settings.leak_after or 0.0)
+
+    def _report_leak(self, now: float) -> None:
+        token, (since, holder) = self.holds.popitem(last=False)
+        hold = Hold(token, holder(), now - since)
+        name = self.settings.name
+        spawn_raw(
+            log.warning, "fleet pool %r: a token is held for %s\n%s", name, hold, hold.stack()
+        )
+        if self.settings.on_leak is not None:
+            spawn(self.settings.on_leak, hold)
 
 
 def _unavailable(name: str, error: Exception) -> PoolUnavailable:
@@ -678,6 +780,14 @@ def _none_free(member: Member) -> PoolTimeout:
         f"no token of {member.settings.name!r} is free ({member.used} of {member.size} in use "
         f"in the fleet, {member.queued} waiting)"
     )
+
+
+def _want(waiter: Waiter) -> bytes:
+    if not waiter.patient:
+        return b"%d-" % waiter.wid
+    if waiter.number:
+        return b"%d:%d" % (waiter.wid, waiter.number)
+    return b"%d" % waiter.wid
 
 
 def closed_error(name: str) -> PoolClosed:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Push", "Replies", "ServerError", "packed"]
+__all__ = ["Push", "Replies", "ServerError", "packed", "written"]
 
 
 class ServerError(Exception):
@@ -21,10 +22,15 @@ class _Incomplete(Exception):
 
 def packed(*words: bytes | str | int) -> bytes:
     """Write one command."""
-    parts = [b"*%d\r\n" % len(words)]
+    return b"*%d\r\n%b" % (len(words), written(words))
+
+
+def written(words: Iterable[bytes | str | int]) -> bytes:
+    """Write some words of a command."""
+    parts = []
     for word in words:
         if not isinstance(word, bytes):
-            word = str(word).encode()
+            word = b"%d" % word if isinstance(word, int) else word.encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(word), word))
     return b"".join(parts)
 
@@ -49,27 +55,23 @@ class Replies:
             self._at = begun
         return replies
 
-    def _line(self) -> bytes:
-        end = self._bytes.find(b"\r\n", self._at)
+    def _one(self) -> Any:
+        data, begin = self._bytes, self._at
+        end = data.find(b"\r\n", begin)
         if end < 0:
             raise _Incomplete
-        line = self._bytes[self._at : end]
+        kind, rest = data[begin : begin + 1], data[begin + 1 : end]
         self._at = end + 2
-        return line
-
-    def _one(self) -> Any:
-        line = self._line()
-        kind, rest = line[:1], line[1:]
         if kind == b"$":
             return self._blob(int(rest))
         if kind == b":":
             return int(rest)
+        if kind == b">":
+            return Push(self._some(int(rest)))
         if kind == b"+":
             return rest
         if kind == b"-":
             return ServerError(rest.decode(errors="replace"))
-        if kind == b">":
-            return Push(self._some(int(rest)))
         if kind in b"*~":
             return self._some(int(rest)) if rest != b"-1" else None
         if kind == b"%":
@@ -82,7 +84,7 @@ class Replies:
             return rest == b"t"
         if kind == b"=":
             return self._blob(int(rest))[4:]
-        raise ServerError(f"a reply that begins with {line[:20]!r}")
+        raise ServerError(f"a reply that begins with {data[begin : begin + 20]!r}")
 
     def _some(self, count: int) -> list[Any]:
         return [self._one() for _ in range(count)]

@@ -1,6 +1,6 @@
 -- A pool of tokens for a whole fleet.  Each call is atomic; what it keeps:
 --
--- H  hash    the pool: size, used, lease, grace, clocks; `read` lists them
+-- H  string  the pool: its numbers, packed; `FIELDS` lists them
 -- Q  zset    who waits: process:wid, by number of arrival
 -- S  zset    leases: process, by the pool time at which its lease ends
 -- T  hash    process -> "held generation info"; the same processes as in S
@@ -16,7 +16,7 @@ local call = redis.call
 local AT_ONCE = 500 -- grants in one call, so that no call takes long
 
 local function int(number)
-  return string.format('%.0f', number) -- tostring would round
+  return string.format('%d', number) -- tostring would round
 end
 
 local function channel(process)
@@ -25,7 +25,7 @@ end
 
 if op == 'list' then
   return {
-    call('HGETALL', H), call('HGETALL', T), call('ZRANGE', S, 0, -1, 'WITHSCORES'),
+    call('GET', H), call('HGETALL', T), call('ZRANGE', S, 0, -1, 'WITHSCORES'),
     call('ZRANGE', Q, 0, 9999, 'WITHSCORES'), call('ZCARD', Q), call('TIME'),
   }
 end
@@ -33,17 +33,23 @@ end
 local time = call('TIME')
 local wall = time[1] * 1000000 + time[2]
 
-local NAMES = { 'epoch', 'size', 'used', 'lease', 'grace', 'n', 'clock', 'wall', 'born', 'learn', 'audit' }
-local read = call('HMGET', H, unpack(NAMES))
-local pool, whole = { epoch = read[1] }, read[1]
-for i = 2, #NAMES do
-  pool[NAMES[i]] = tonumber(read[i])
-  whole = whole and pool[NAMES[i]]
-end
--- With a key lost, to an eviction for example, the rest is worth nothing.
-whole = whole and call('ZCARD', S) == call('HLEN', T)
+-- due: no lease ends before it.  resized: 1 once somebody has set the size.
+local FIELDS = '<ddddddddddddss'
+local pool, whole = {}, false
+whole, pool.size, pool.used, pool.lease, pool.grace, pool.n, pool.clock, pool.wall, pool.born,
+  pool.learn, pool.audit, pool.due, pool.resized, pool.epoch, pool.run =
+  pcall(struct.unpack, FIELDS, call('GET', H) or '')
 
-if not whole and op ~= 'sync' then
+local function save()
+  call('SET', H, struct.pack(FIELDS, pool.size, pool.used, pool.lease, pool.grace, pool.n,
+    pool.clock, pool.wall, pool.born, pool.learn, pool.audit, pool.due, pool.resized,
+    pool.epoch, pool.run))
+end
+
+if op == 'sync' then
+  -- With a key lost, to an eviction for example, the rest is worth nothing.
+  whole = whole and call('ZCARD', S) == call('HLEN', T)
+elseif not whole then
   return 'gone'
 end
 
@@ -63,7 +69,7 @@ local function record(process)
 end
 
 local function hold(process, held, generation, info)
-  call('HSET', T, process, int(held) .. ' ' .. int(generation) .. ' ' .. info)
+  call('HSET', T, process, held .. ' ' .. generation .. ' ' .. info)
 end
 
 local function forget(process)
@@ -77,16 +83,11 @@ local function number()
   return pool.n
 end
 
-local function save()
-  call('HSET', H, 'used', int(pool.used), 'n', int(pool.n), 'clock', int(pool.clock), 'wall', int(wall))
-end
-
-local next_expiry -- of the leases of others and mine, in pool time
 local function reap()
   while true do
     local first = call('ZRANGE', S, 0, 0, 'WITHSCORES')
-    next_expiry = tonumber(first[2])
-    if not next_expiry or next_expiry > pool.clock then
+    pool.due = tonumber(first[2]) or math.huge
+    if pool.due > pool.clock then
       return
     end
     forget(first[1])
@@ -103,11 +104,10 @@ local function audit()
       call('HDEL', T, all[i])
     end
   end
-  pool.used = sum
-  call('HSET', H, 'audit', int(pool.clock))
+  pool.used, pool.audit = sum, pool.clock
 end
 
-local mine, granted = {}, 0 -- mine: wid, fence, wid, fence ...
+local mine, granted = {}, 0 -- mine: wid, fence, wid, fence ... of who was in line
 
 local function grantable()
   return pool.used < pool.size and pool.clock >= pool.learn and granted < AT_ONCE
@@ -190,10 +190,11 @@ end
 
 -- step: me, generation, released.
 -- sync: me, generation, held, size, lease, grace, known epoch, highest number, info.
--- Both go on with: oldest wid, new size, count of cancels, cancels, then pairs of
--- a wid and its number: 0 for a new one, -1 for one that does not wait.
+-- Both go on with: oldest wid, new size, count of cancels, cancels, then who wants:
+-- "wid"; "wid:number" for one with a place in line; "wid-" for one that does not wait.
 local generation, tail = tonumber(ARGV[4]), 6
 local held, was, info = record(me)
+local noted = held
 local knew, queued_before = held and 1 or 0, call('ZCARD', Q)
 
 if op == 'step' then
@@ -222,10 +223,9 @@ else
   if not whole then
     local lost = call('DEL', H, Q, S, T) > 0
     queued_before, held, knew = 0, nil, 0
-    pool = { size = size, lease = lease, grace = grace, used = 0, n = 0, learn = 0, audit = wall }
-    pool.clock, pool.wall, pool.born = wall, wall, wall
-    pool.epoch = int(wall) .. '-' .. me
-    call('HSET', H, 'epoch', pool.epoch, 'run', run)
+    pool = { size = size, lease = lease, grace = grace, used = 0, n = 0, learn = 0, resized = 0 }
+    pool.clock, pool.wall, pool.born, pool.audit, pool.due = wall, wall, wall, wall, math.huge
+    pool.epoch, pool.run = int(wall) .. '-' .. me, run
     if lost or known ~= '' or up < grace then
       pool.learn = pool.born + grace
     end
@@ -233,16 +233,16 @@ else
     reap()
     if call('ZCARD', S) == (call('ZSCORE', S, me) and 1 or 0) then
       -- Nobody else is alive: the newest constructor knows best.
-      if call('HGET', H, 'resized') ~= '1' then
+      if pool.resized == 0 then
         pool.size = size
       end
       pool.lease, pool.grace = lease, grace
     end
-    if call('HGET', H, 'run') ~= run then
+    if pool.run ~= run then
       -- Another server, or restarted: it may know less than was granted.
       pool.born = pool.clock
       pool.learn = pool.born + pool.grace
-      call('HSET', H, 'run', run)
+      pool.run = run
     elseif known ~= '' and known ~= pool.epoch then
       -- What was before this epoch is lost, and who held then has a lease to say so.
       pool.learn = math.max(pool.learn, pool.born + pool.grace)
@@ -250,46 +250,59 @@ else
     held = record(me)
   end
   pool.n = math.max(pool.n, tonumber(ARGV[10]))
-  for _, name in ipairs({ 'size', 'lease', 'grace', 'born', 'learn', 'audit' }) do
-    call('HSET', H, name, int(pool[name]))
-  end
   local holds = tonumber(ARGV[5])
   pool.used = pool.used - (held or 0) + holds
-  held, info = holds, ARGV[11]
+  held, info, noted = holds, ARGV[11], nil
 end
 
-call('ZADD', S, int(pool.clock + pool.lease), me)
-reap()
+local ends = pool.clock + pool.lease
+if call('ZADD', S, int(ends), me) == 1 and op == 'step' then
+  call('DEL', S) -- it was lost, and the next sync must see that
+  return 'gone'
+end
+pool.due = math.min(pool.due, ends)
+if pool.clock >= pool.due then
+  reap()
+end
 if pool.clock >= pool.audit + pool.lease / 3 then
   hold(me, held, generation, info)
+  noted = held
+  if call('ZCARD', S) ~= call('HLEN', T) then
+    call('DEL', S) -- a member was removed by hand, and nobody knows what it held
+    return 'gone'
+  end
   audit()
 end
 
 local oldest, new_size, cancels = ARGV[tail], ARGV[tail + 1], tonumber(ARGV[tail + 2])
-local in_line = queued_before - drop_waiters(tail + 3, tail + 2 + cancels)
+local in_line = queued_before
+if cancels > 0 then
+  in_line = in_line - drop_waiters(tail + 3, tail + 2 + cancels)
+end
 if new_size ~= '' then
-  pool.size = tonumber(new_size)
-  call('HSET', H, 'size', new_size, 'resized', 1)
+  pool.size, pool.resized = tonumber(new_size), 1
 end
 
-local base, last = math.max(pool.n + 1, wall), pool.n
-for i = tail + 3 + cancels, #ARGV, 2 do
-  if ARGV[i + 1] == '0' then
-    last = math.max(last + 1, base)
-  end
-end
-pool.n = last
-local arrival = base
-for i = tail + 3 + cancels, #ARGV, 2 do
-  local wid, asked = ARGV[i], ARGV[i + 1]
+-- Each who wants has a number of arrival: base, base + 1 ...  It is the fence of
+-- those who need not stand in line, the first `direct` ones.
+local first = tail + 3 + cancels
+local wants, base, direct = #ARGV - first + 1, math.max(pool.n + 1, wall), 0
+if wants > 0 then
+  pool.n = base + wants - 1
   if in_line == 0 and grantable() then
-    deliver(me, { wid, int(number()) })
-  elseif asked ~= '-1' then
-    local score = asked == '0' and int(arrival) or asked
-    in_line = in_line + call('ZADD', Q, 'NX', score, me .. ':' .. wid)
+    direct = math.min(wants, pool.size - pool.used, AT_ONCE)
+    pool.used, granted = pool.used + direct, direct
   end
-  if asked == '0' then
-    arrival = arrival + 1
+  local line = {}
+  for i = first + direct, #ARGV do
+    local wid, asked = ARGV[i]:match('^(%d+)(.*)$')
+    if asked ~= '-' then
+      line[#line + 1] = asked == '' and int(base + i - first) or asked:sub(2)
+      line[#line + 1] = me .. ':' .. wid
+    end
+  end
+  if #line > 0 then
+    in_line = in_line + call('ZADD', Q, 'NX', unpack(line))
   end
 end
 
@@ -298,8 +311,8 @@ if in_line > 0 then
   dispatch()
   queued = call('ZCARD', Q)
 end
-if op == 'sync' or ARGV[5] ~= '0' or #mine > 0 then
-  held = held + #mine / 2
+held = held + direct + #mine / 2
+if held ~= noted then
   hold(me, held, generation, info)
 end
 save()
@@ -307,19 +320,20 @@ save()
 if queued > 0 and queued_before == 0 then
   call(publish, H .. ':r', 'recall')
 end
-local soon = next_expiry - pool.clock
+local soon = pool.due - pool.clock
 if granted >= AT_ONCE then
   soon = 0
 elseif pool.learn > pool.clock then
   soon = math.min(soon, pool.learn - pool.clock)
 end
 local found = oldest == '' or call('ZSCORE', Q, me .. ':' .. oldest)
-local reply = {
-  'ok', pool.epoch, int(pool.size), int(pool.used), int(queued), int(pool.lease), int(pool.grace),
-  int(math.max(0, soon)), int(held), found and 1 or 0, int(base), knew,
-  int(math.max(0, pool.learn - pool.clock)),
-}
-for _, word in ipairs(mine) do
-  reply[#reply + 1] = word
+local reply = string.format('ok %d %d %d %d %d %d %d %d %d %d', held, pool.used, queued,
+  math.max(0, soon), base, direct, found and 1 or 0, pool.size, pool.lease, pool.grace)
+if op == 'sync' then
+  reply = string.format('%s %s %d %d', reply, pool.epoch, knew,
+    math.max(0, pool.learn - pool.clock))
 end
-return table.concat(reply, ' ')
+if #mine > 0 then
+  reply = reply .. ' ' .. table.concat(mine, ' ')
+end
+return reply

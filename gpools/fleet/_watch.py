@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["FleetMember", "FleetStats", "fleet_stats"]
+
+# As the script packs a pool; the rest is strings.
+NAMES = ("size", "used", "lease", "grace", "n", "clock", "wall", "born", "learn")
+PACKED = struct.Struct(f"<{len(NAMES)}d")
 
 COUNTED = 10_000  # of those who wait; the rest is counted, but not by process
 
@@ -54,11 +59,12 @@ class FleetStats:
 
 def fleet_stats(name: str, answer: list[Any]) -> FleetStats:
     """Make sense of what the script answers to `list`."""
-    flat, held, leases, queue, waiting, (seconds, micros) = answer
-    pool = {key.decode(): value for key, value in _pairs(flat)}
+    packed, held, leases, queue, waiting, (seconds, micros) = answer
+    numbers = PACKED.unpack_from(packed) if packed else ()
+    pool = {key: int(number) for key, number in zip(NAMES, numbers, strict=False)}
     # The clock of the pool stands between calls.
     wall = int(seconds) * 1_000_000 + int(micros)
-    now = int(pool.get("clock", 0)) + max(0, wall - int(pool.get("wall", wall)))
+    now = pool.get("clock", 0) + max(0, wall - pool.get("wall", wall))
     oldest: dict[bytes, int] = {}
     waits: Counter[bytes] = Counter()
     for member, number in _pairs(queue):
@@ -87,13 +93,13 @@ def fleet_stats(name: str, answer: list[Any]) -> FleetStats:
     members.sort(key=lambda member: (-member.held, member.host, member.pid, member.process))
     return FleetStats(
         name=name,
-        max_size=int(pool.get("size", 0)),
-        used=int(pool.get("used", 0)),
+        max_size=pool.get("size", 0),
+        used=pool.get("used", 0),
         waiting=int(waiting),
         waiting_for=max(0, wall - min(oldest.values())) / 1e6 if oldest else 0.0,
-        lease=int(pool.get("lease", 0)) / 1e6,
-        grace=int(pool.get("grace", 0)) / 1e6,
-        learning=max(0, int(pool.get("learn", 0)) - now) / 1e6,
+        lease=pool.get("lease", 0) / 1e6,
+        grace=pool.get("grace", 0) / 1e6,
+        learning=max(0, pool.get("learn", 0) - now) / 1e6,
         members=tuple(members),
     )
 

@@ -11,11 +11,13 @@ from functools import partial
 from math import isfinite
 from types import TracebackType
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from gevent import spawn_raw
+from gevent.monkey import get_original
 
 from gpools._fast import MISSING, Item, Missing
+from gpools._holders import Hold
 from gpools._within import within
 from gpools.connection import (
     _require_not_negative,
@@ -25,12 +27,12 @@ from gpools.connection import (
 from gpools.errors import NotInUse, PoolTimeout
 from gpools.fleet import _link
 from gpools.fleet._link import Source
-from gpools.fleet._member import Member, Token, closed_error, info_of_this_process
+from gpools.fleet._member import GOODBYE, Member, Token, closed_error, info_of_this_process
 from gpools.fleet._watch import FleetStats, fleet_stats
 
 __all__ = ["DistributedTokenPool"]
 
-GOODBYE = 1.0  # seconds that close() waits for the server
+current_thread: Callable[[], int] = get_original("_thread", "get_ident")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Settings:
     keep: int
     on_lost: Callable[[list[Token]], object] | None
     on_unavailable: str | int
+    leak_after: float | None
+    on_leak: Callable[[Hold], object] | None
 
     def info(self) -> str:
         return info_of_this_process()
@@ -78,6 +82,8 @@ class DistributedTokenPool:
     process, and count them later.  *keep* tokens stay here while nobody waits
     anywhere, so that getting one costs nothing.  With *fast_reclaim* the tokens
     of a dead process are given up by another one of its machine that waits.
+    A token that is out for longer than *leak_after* seconds is logged, once,
+    with the stack of its holder, and *on_leak* is called with the `Hold`.
 
     Raises TypeError and ValueError for settings that make no sense.
     Never switches.
@@ -96,6 +102,8 @@ class DistributedTokenPool:
         grace: float | None = None,
         keep: int = 0,
         fast_reclaim: bool = False,
+        leak_after: float | None = None,
+        on_leak: Callable[[Hold], object] | None = None,
     ) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, not {name!r}")
@@ -103,7 +111,7 @@ class DistributedTokenPool:
             raise ValueError(f"name is {name!r} but must not be empty nor have braces")
         _require_count("max_size", max_size, 1)
         _require_count("keep", keep, 0)
-        _require_positive(lease=lease)
+        _require_positive(lease=lease, leak_after=leak_after)
         _require_not_negative(timeout=timeout, grace=grace)
         if lease is None or not isfinite(lease) or not isfinite(grace or 0.0):
             raise ValueError("lease and grace must be finite numbers of seconds")
@@ -111,6 +119,10 @@ class DistributedTokenPool:
             _require_count("on_unavailable", on_unavailable, 0)
         if on_lost is not None and not callable(on_lost):
             raise TypeError(f"on_lost must be callable with a list of tokens, not {on_lost!r}")
+        if on_leak is not None and not callable(on_leak):
+            raise TypeError(f"on_leak must be callable with a Hold, not {on_leak!r}")
+        if on_leak is not None and leak_after is None:
+            raise ValueError("on_leak needs leak_after")
         self._settings = Settings(
             name,
             max_size,
@@ -119,6 +131,8 @@ class DistributedTokenPool:
             keep,
             on_lost,
             on_unavailable,
+            leak_after,
+            on_leak,
         )
         self._timeout = timeout
         self._fast_reclaim = fast_reclaim
@@ -164,6 +178,8 @@ class DistributedTokenPool:
         if token is not None:
             return token
         seconds = self._timeout if timeout is MISSING else timeout
+        if seconds is None:
+            return member.wait(block)
         return within(seconds, partial(member.wait, block), self._timeout_error)
 
     def put(self, token: Token) -> None:
@@ -174,14 +190,14 @@ class DistributedTokenPool:
         """
         self._belong_here()
         owner = getattr(token, "_member", None)
-        if isinstance(owner, Member) and owner.settings is self._settings and owner.over:
-            owner.out.discard(token)
-            return  # inherited by a fork, or given back by close() already
-        if owner is not self._member_now or owner is None:
+        if not isinstance(owner, Member) or owner.settings is not self._settings:
             raise NotInUse(f"{self!r} got back what it has not handed out: {token!r}")
-        if token not in owner.out:
+        if owner.over:
+            owner.out.discard(token)  # inherited by a fork, or given back by close() already
+        elif token not in owner.out:
             raise NotInUse(f"{self!r} got back {token!r} twice")
-        owner.give_back(token)
+        else:
+            owner.give_back(token)
 
     def item(self, *, timeout: float | Missing | None = MISSING) -> AbstractContextManager[Token]:
         """Take a token for the length of a ``with`` block; it goes back whatever happens there.
@@ -274,13 +290,16 @@ class DistributedTokenPool:
         if self._closed:
             raise closed_error(self.name)
         if self._member_now is None:
-            self._member_now = Member(self._settings, self._source)
+            member = self._member_now = Member(self._settings, self._source)
+            # The link holds it, and it must not hold the pool.
+            finalize(self, _drop, member).atexit = False
             if self._fast_reclaim:
-                spawn_raw(_bury_the_dead, self._member_now)
+                spawn_raw(_bury_the_dead, member)
         return self._member_now
 
     def _belong_here(self) -> None:
-        self._thread = this_thread(self, self._thread)
+        if self._thread != current_thread():
+            self._thread = this_thread(self, self._thread)
 
     def _timeout_error(self, timeout: float) -> PoolTimeout:
         member = self._member_now
@@ -318,6 +337,12 @@ class DistributedTokenPool:
         member = self._member_now
         if member is not None and member.ready and not member.abandoned:
             member.close(partial(closed_error, self.name))
+
+
+def _drop(member: Member) -> None:
+    # Wherever the pool was collected; where its hub is gone, all is.
+    with suppress(Exception):
+        member.hub.loop.run_callback_threadsafe(member.drop)
 
 
 def _bury_the_dead(member: Member) -> None:
