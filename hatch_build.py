@@ -40,7 +40,7 @@ class CompileHook(BuildHookInterface):
 
 
 def asked_for() -> bool:
-    return os.environ.get("GPOOLS_COMPILE", "") not in ("", "0")
+    return os.environ.get("GPOOLS_COMPILE", "").lower() not in ("", "0", "false", "no", "off")
 
 
 def compile_core(root: Path, into: Path) -> list[Path]:

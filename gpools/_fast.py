@@ -113,8 +113,6 @@ class Use(Item):
 class Core:
     """What is quick of `gpools.Pool`."""
 
-    __slots__ = ("_line",)
-
     _line: Line
 
     def get(self: Any, *, timeout: Seconds = None) -> Any:
@@ -179,8 +177,6 @@ class Core:
 
 class ConnectionCore(Core):
     """What is quick of `gpools.ConnectionPool`."""
-
-    __slots__ = ("_book",)
 
     _book: Book
 

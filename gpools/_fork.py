@@ -20,7 +20,7 @@ from selectors import BaseSelector
 from socket import socket
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from gevent import getcurrent
 from gevent.socket import socket as gevents_socket
@@ -35,7 +35,8 @@ log = logging.getLogger("gpools")
 
 _pools: WeakValueDictionary[int, ConnectionPool[Any]] = WeakValueDictionary()  # by id
 _kept: list[object] = []  # the parent's items, in a child
-_makers: dict[greenlet, int] = {}  # who is in `making`, how often
+# Who is in `making`, how often; weakly, for one that everybody has dropped is to go.
+_makers: WeakKeyDictionary[greenlet, int] = WeakKeyDictionary()
 
 
 def watch(pool: ConnectionPool[Any]) -> None:
@@ -48,14 +49,14 @@ def making(make: Callable[[], T]) -> T:
 
     Switches if *make* does.
     """
-    me = getcurrent()
-    _makers[me] = _makers.get(me, 0) + 1
+    # Nowhere by a name: a greenlet that its own frame has is never collected.
+    _makers[getcurrent()] = _makers.get(getcurrent(), 0) + 1
     try:
         return make()
     finally:
-        _makers[me] -= 1
-        if not _makers[me]:
-            del _makers[me]
+        depth = _makers.pop(getcurrent()) - 1
+        if depth:
+            _makers[getcurrent()] = depth
 
 
 def abandon(items: Iterable[object], filenos: Iterable[int]) -> None:

@@ -407,9 +407,22 @@ def test_the_copy_of_a_greenlet_that_connects_hears_nothing_of_the_parents_serve
     assert issubclass(in_gevent_child(child), OSError)
     server.sendall(b"hello")
     assert connecting.get(timeout=5) == b"hello"
-    assert not _fork._makers
+    assert connecting not in _fork._makers
     sock.close()
     server.close()
+
+
+def test_a_greenlet_that_is_dropped_while_it_connects_gives_its_slot_back():
+    pool = ConnectionPool(max_size=1, create=gevent.get_hub().switch)
+    connecting = greenlet(pool.get, gevent.get_hub())
+    gevent.get_hub().loop.run_callback(connecting.switch)
+    settle()
+    assert pool.free() == 0
+
+    del connecting
+    gc.collect()
+    settle()
+    assert pool.free() == 1
 
 
 @pytest.mark.parametrize("verb", ["create", "_adopt"])
