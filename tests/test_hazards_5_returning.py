@@ -215,7 +215,8 @@ def test_equal_item_of_another_pool_is_refused():
 
 
 class Plain:
-    __slots__ = ("__weakref__",)
+    # Of a size that little else has, or something else would get its place in memory.
+    __slots__ = ("__weakref__", *(f"unused_{number}" for number in range(40)))
 
 
 def test_new_item_at_the_address_of_a_discarded_one_is_not_taken_for_it():
@@ -223,7 +224,7 @@ def test_new_item_at_the_address_of_a_discarded_one_is_not_taken_for_it():
 
     def create():
         others = []  # these fill the gaps in memory, and so at some time that one
-        while gone and len(others) < 1_000_000:
+        while gone and len(others) < 100_000:
             others.append(made := Plain())
             if id(made) in gone:
                 return made
