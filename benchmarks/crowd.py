@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 
+from benchmarks import compiled
 from benchmarks.harness import Contender
 from benchmarks.page import spread
+from benchmarks.peers import COMPILED
 
 NO_POOL = "no pool, one greenlet"
 
@@ -56,6 +58,13 @@ class Clients:
         self.opens = {}
         self.needs = {}
         self.ours = set()
+        self.compiled = {}  # name of a client whose core is compiled: the one it is like
+
+    def also_compiled(self, *names):
+        """Register the same clients once more, on the compiled core."""
+        for name in names:
+            self.compiled[COMPILED.format(name)] = name
+            self.ours.add(COMPILED.format(name))
 
     def __call__(self, name, *needs, ours=False):
         def register(function):
@@ -75,6 +84,9 @@ class Clients:
                 size = (1, self.greenlets * self.times)
             missing = tuple(need for need in self.needs[name] if find_spec(need) is None)
             found[name] = Contender(partial(crowd, open_client, *size), missing=missing)
+        for name, like in self.compiled.items():
+            missing = found[like].missing + compiled.missing()
+            found[name] = found[like]._replace(process="compiled", missing=missing)
         return found
 
     def named(self, name):

@@ -105,6 +105,7 @@ def held(option):
     yield partial(httplib2.Http().request, option.url)
 
 
+client.also_compiled("HttpPool")
 contenders = client.contenders
 
 

@@ -65,6 +65,7 @@ def held(option):
         yield partial(client.get, "key")
 
 
+client.also_compiled("RedisPool", "FairConnectionPool")
 contenders = client.contenders
 
 

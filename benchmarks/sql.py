@@ -89,6 +89,7 @@ def held(option):
         yield lambda: connection.execute("SELECT 1").fetchone()
 
 
+client.also_compiled("PostgresPool")
 contenders = client.contenders
 
 

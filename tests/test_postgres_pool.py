@@ -643,7 +643,7 @@ def test_discard_all_takes_back_what_create_has_set_but_not_options(postgres_ser
 
 
 def test_a_notification_that_comes_while_idle_ends_the_connection(pg_pool, control):
-    pool = pg_pool(autocommit=True)
+    pool = pg_pool(autocommit=True, check_after=0.0)
     with pool.item() as conn:
         conn.execute("LISTEN x")
         first = conn.info.backend_pid

@@ -10,6 +10,9 @@ from typing import Any
 
 from gevent.monkey import get_original
 
+# Seconds ago: what was looked at then is not looked at again.
+JUST_NOW = 0.001
+
 # The unpatched one: gevent's would switch.  Not select(), which fails at fd 1024.
 _poll = get_original("select", "poll")
 

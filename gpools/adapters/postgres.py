@@ -21,7 +21,7 @@ from gevent.socket import wait_read, wait_write
 from gpools._fast import MISSING, Missing
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
-from gpools.adapters._probe import quiet
+from gpools.adapters._probe import JUST_NOW, quiet
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -63,7 +63,8 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     of `psycopg.connect` (*host*, *dbname*, *autocommit*, *row_factory*,
     *prepare_threshold* ...), or both: the keywords win.  *connection_class* is
     what is made, a subclass of `psycopg.Connection`.  The other parameters are
-    those of `ConnectionPool`.
+    those of `ConnectionPool`; *check_after* is a millisecond, for the pool looks
+    at a connection when it comes back.
 
     A connection that comes back is rolled back if a transaction is open,
     destroyed if a query, a COPY or a pipeline is, and gets back all attributes
@@ -109,6 +110,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         self._postgres.reset_timeout = reset_timeout
         self._postgres.cancel_timeout = cancel_timeout
         settings.setdefault("check_timeout", None)  # check() does not wait
+        settings.setdefault("check_after", JUST_NOW)  # reset() looks at the socket too
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
     @contextmanager
@@ -125,7 +127,8 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         """
         with self.item(timeout=timeout) as conn:
             yield conn
-            conn.commit()
+            if _in_transaction(conn) or _busy(conn) or conn._tpc is not None:
+                conn.commit()  # else it would do nothing, but that takes a while
 
     def create(self) -> psycopg.Connection[Any]:
         """Make a connection."""
