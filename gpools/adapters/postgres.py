@@ -238,6 +238,9 @@ class _Connections:
         return self.connection_class.connect(**self.options)
 
 
+_GONE = object()
+
+
 class _Settings:
     """What a user can change on a connection without telling the server."""
 
@@ -250,15 +253,20 @@ class _Settings:
         self.attributes = {
             name: _copied(value) for name, value in vars(conn).items() if name not in self._OTHERS
         }
+        self.known = self._OTHERS | self.attributes.keys()
         self.prepare = conn.prepare_threshold, conn.prepared_max
         self.adapters = None if conn._adapters is None else AdaptersMap(conn._adapters)
 
     def apply(self, conn: psycopg.Connection[Any]) -> None:
-        for name in vars(conn).keys() - self.attributes.keys() - self._OTHERS:
+        found = vars(conn)
+        for name in [name for name in found if name not in self.known]:
             delattr(conn, name)
-        for name, value in self.attributes.items():
-            vars(conn)[name] = _copied(value)
-        conn.prepare_threshold, conn.prepared_max = self.prepare
+        # To compare them all takes less than to set them, and few users change any.
+        if {name: found.get(name, _GONE) for name in self.attributes} != self.attributes:
+            for name, value in self.attributes.items():
+                found[name] = _copied(value)
+        if (conn.prepare_threshold, conn.prepared_max) != self.prepare:
+            conn.prepare_threshold, conn.prepared_max = self.prepare
         conn._adapters = None if self.adapters is None else AdaptersMap(self.adapters)
 
 
