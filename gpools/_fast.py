@@ -248,9 +248,10 @@ class ConnectionCore(Core):
         return use
 
     def _get_slowly(self: Any) -> Any:
-        self._belong_here()
         line = self._line
         book = self._book
+        if book.thread != _direct.current_thread():
+            self._belong_here()
         begun = monotonic()
         arrived = None  # known once he comes back with nothing
         while True:
@@ -310,7 +311,9 @@ class ConnectionCore(Core):
         """Tell why an item just taken may not go out, or None if it may.  May switch."""
         life: Lifecycle = self._book.life
         now = monotonic()
-        reason = life.verdict(entry, now, self._spare())
+        reason = life.verdict(entry, now)
+        if reason == "max_idle" and not self._spare():
+            reason = None
         if reason is not None or not life.check_due(entry, now):
             return reason
         entry.state = BETWEEN
