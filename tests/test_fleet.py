@@ -683,6 +683,26 @@ def test_without_grace_it_is_granted_twice(fleet, start_server, name):
     assert other.valid
 
 
+def test_restarted_from_old_data_a_holder_is_told_and_counted(fleet, start_server, name):
+    """The server has heard of the pool, but not of the holder, who cannot know why."""
+    server = start_server(RedisServer)
+    first = fleet(server, name, 1, lease=1.0, grace=None)
+    first.put(first.get(timeout=5))
+    first.close()
+    server.call("SAVE")
+    pool = fleet(server, name, 1, lease=1.0, grace=None)
+    held = pool.get(timeout=5)
+    server.kill9()
+    server.start()
+    until(lambda: held.lost)
+    until(lambda: used(pool) == 1)
+    waiter = spawn(pool.get)
+    until(lambda: pool.stats().waiting == 1)
+    pool.put(held)
+    pool.put(waiter.get(timeout=5))
+    until(lambda: empty(pool))
+
+
 def test_a_frozen_server_loses_the_lease_before_others_can_have_it(fleet, start_server, name):
     server = start_server(RedisServer)
     lost, begun = [], []
