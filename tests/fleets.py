@@ -6,6 +6,7 @@ being *valid* when the worker was told, or, if it was frozen, when the last leas
 that it had written down was over.
 """
 
+import inspect
 import json
 import os
 import random
@@ -13,15 +14,25 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+from hashlib import sha1
 from pathlib import Path
 
 from gevent import select
 
+from gpools.fleet import _link
 from tests.servers import DIE_WITH_PARENT, ROOT
 from tests.waiting import until
 
-__all__ = ["RIGHTS", "RIGHTS_IN_A_CLUSTER", "Fleet", "most_at_once"]
+__all__ = [
+    "RIGHTS",
+    "RIGHTS_IN_A_CLUSTER",
+    "Fleet",
+    "most_at_once",
+    "without",
+    "without_in_script",
+]
 
 # As the page names them: a block, and those that a cluster needs in the line after it.
 PAGE = (ROOT / "docs" / "fleet.md").read_text()
@@ -154,3 +165,22 @@ def most_at_once(record, events, lease=None):
         now += change
         most = max(most, now)
     return most
+
+
+def without(monkeypatch, owner, name, guard, instead):
+    """Take a *guard* out of a function of this process, for a negative control."""
+    function = getattr(owner, name)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(guard) == 1
+    source = "from __future__ import annotations\n" + source.replace(guard, instead)
+    made = {}
+    exec(compile(source, f"<{name} without a guard>", "exec"), function.__globals__, made)
+    monkeypatch.setattr(owner, name, made[name])
+
+
+def without_in_script(monkeypatch, guard, instead):
+    """Take a *guard* out of the script that this process sends, for a negative control."""
+    assert guard.encode() in _link.SOURCE
+    source = _link.SOURCE.replace(guard.encode(), instead.encode())
+    monkeypatch.setattr(_link, "SOURCE", source)
+    monkeypatch.setattr(_link, "SHA", sha1(source).hexdigest())

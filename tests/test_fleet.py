@@ -29,9 +29,9 @@ from gpools import (
     PoolUnavailable,
     WrongThread,
 )
-from gpools.fleet import DistributedTokenPool, _member
+from gpools.fleet import DistributedTokenPool, _link, _member
 from gpools.fleet._link import Refused
-from tests.fleets import RIGHTS
+from tests.fleets import RIGHTS, without, without_in_script
 from tests.servers import RedisServer, free_port
 from tests.waiting import settle, spawn, until
 
@@ -422,6 +422,43 @@ def test_killed_in_the_moment_of_its_grant_gives_it_on(fleet, redis_server, name
     until(lambda: empty(pool))
 
 
+def ended_in_line(fleet, server, name):
+    """End two who wait, by a kill and by a Timeout, and put the token that they waited for."""
+    pool = fleet(server, name, 1)
+    held = pool.get()
+
+    def impatient():
+        with gevent.Timeout(0.2, False):
+            pool.get()
+
+    waiters = [spawn(pool.get), spawn(impatient)]
+    until(lambda: pool.stats().waiting == 2)
+    waiters[0].kill()
+    gevent.joinall(waiters)
+    pool.put(held)
+    return pool
+
+
+def test_who_ended_in_line_is_granted_nothing(fleet, redis_server, name):
+    pool = ended_in_line(fleet, redis_server, name)
+    until(lambda: empty(pool))
+    pool.put(pool.get(timeout=2))
+
+
+def test_without_except_baseexception_the_dead_have_the_token(
+    fleet, redis_server, name, monkeypatch
+):
+    """The negative control of the test above."""
+    without(monkeypatch, _member.Member, "wait", "except BaseException:", "except Exception:")
+    pool = ended_in_line(fleet, redis_server, name)
+    monkeypatch.undo()
+    until(lambda: pool._member().out)
+    assert used(pool) == 1
+    with pytest.raises(PoolTimeout):
+        pool.get(timeout=0.5)
+    pool._member().waiters.clear()  # the other one, for the dead cannot be told of the close
+
+
 def test_a_stray_switch_is_no_token(fleet, redis_server, name):
     pool = fleet(redis_server, name, 1)
     held = pool.get()
@@ -458,6 +495,39 @@ def test_a_cut_connection_costs_neither_tokens_nor_places(fleet, redis_server, n
     until(lambda: empty(b))
 
 
+KEEPS_ITS_COUNT = ("local holds = tonumber(ARGV[5])", "local holds = held or tonumber(ARGV[5])")
+NO_I5 = ("if held != self._count() + self.unsent:", "if False:")
+
+
+def put_while_cut_off(fleet, server, name):
+    pool = fleet(server, name, 1)
+    held, member = pool.get(), pool._member()
+    member.link.fail(ConnectionError("cut"))
+    assert not member.ready
+    pool.put(held)
+    until(lambda: member.ready and member.flying is None)
+    return pool
+
+
+def test_what_is_put_while_cut_off_is_free(fleet, redis_server, name):
+    pool = put_while_cut_off(fleet, redis_server, name)
+    until(lambda: empty(pool))
+    pool.put(pool.get(timeout=2))
+
+
+def test_without_the_absolute_state_what_is_put_while_cut_off_is_lost(
+    fleet, redis_server, name, monkeypatch
+):
+    """The negative control of the test above: the server goes on from what it had."""
+    without_in_script(monkeypatch, *KEEPS_ITS_COUNT)
+    without(monkeypatch, _member.Member, "_answered", *NO_I5)
+    pool = put_while_cut_off(fleet, redis_server, name)
+    with pytest.raises(PoolTimeout):
+        pool.get(timeout=0.5)
+    assert used(pool) == 1
+    assert not pool._member().out
+
+
 def test_a_flushed_script_is_sent_again(fleet, redis_server, name):
     pool = fleet(redis_server, name)
     for _ in range(5):
@@ -466,14 +536,35 @@ def test_a_flushed_script_is_sent_again(fleet, redis_server, name):
     assert redis_server.stats()["accepted"] == 1
 
 
-def test_flushed_data_is_told_anew_and_holders_are_warned(fleet, redis_server, name):
+def test_without_sending_it_again_a_flushed_script_is_the_end(
+    fleet, redis_server, name, monkeypatch
+):
+    """The negative control of the test above."""
+    pool = fleet(redis_server, name)
+    pool.put(pool.get())
+    until(lambda: empty(pool))
+    without(monkeypatch, _link.Link, "_answer", '"NOSCRIPT"', '"no such error"')
+    redis_server.call("SCRIPT", "FLUSH")
+    with pytest.raises(PoolTimeout):
+        pool.get(timeout=0.5)
+    assert redis_server.stats()["accepted"] > 1
+
+
+def flushed(fleet, server, name, lease):
+    """Flush the data while one token is out and another came back; wait until it is told anew."""
     lost = []
-    a = fleet(redis_server, name, 2, lease=0.6, grace=None, on_lost=lost.extend)
-    b = fleet(redis_server, name, 2, lease=0.6, grace=None)
+    a = fleet(server, name, 2, lease=lease, grace=None, on_lost=lost.extend)
+    b = fleet(server, name, 2, lease=lease, grace=None)
     held, free = a.get(timeout=5), b.get(timeout=5)
     b.put(free)
-    redis_server.call("FLUSHALL")
-    until(lambda: used(b) == 1 and lost)
+    server.call("FLUSHALL")
+    until(lambda: used(b) == 1)
+    return a, b, held, lost
+
+
+def test_flushed_data_is_told_anew_and_holders_are_warned(fleet, redis_server, name):
+    a, b, held, lost = flushed(fleet, redis_server, name, lease=0.6)
+    until(lambda: lost)
     assert lost == [held]
     assert held.lost
     assert not held.valid
@@ -482,28 +573,80 @@ def test_flushed_data_is_told_anew_and_holders_are_warned(fleet, redis_server, n
     [b.put(token) for token in [b.get(timeout=5), b.get(timeout=5)]]
 
 
-@pytest.mark.parametrize("sabotage", ["count", "queue", "held"])
-def test_mends_itself_after_sabotage(fleet, redis_server, name, sabotage):
-    fleet.mismatches = 1 if sabotage == "held" else 0
-    pool = fleet(redis_server, name, 1, lease=0.6)
+def test_without_a_word_of_it_holders_are_not_warned_of_flushed_data(
+    fleet, redis_server, name, monkeypatch
+):
+    """The negative control of the test above."""
+    warning = 'self._lose("the server did not know this process any more")'
+    without(monkeypatch, _member.Member, "_denied", warning, "pass")
+    a, _, held, lost = flushed(fleet, redis_server, name, lease=3.0)
+    settle()
+    assert not lost
+    assert not held.lost
+    a.put(held)
+
+
+def sabotaged(fleet, server, name, sabotage, lease):
+    """Change by hand what the server has of a pool with one who holds and one who waits."""
+    pool = fleet(server, name, 1, lease=lease)
     held = pool.get()
     waiter = spawn(pool.get)
     until(lambda: pool.stats().waiting == 1)
     key = f"gp:{{{name}}}"
     if sabotage == "count":
-        redis_server.call("SETRANGE", key, 8, struct.pack("<d", 40).decode())
-        until(lambda: used(pool) == 1)
+        server.call("SETRANGE", key, 8, struct.pack("<d", 40).decode())
     elif sabotage == "queue":
-        redis_server.call("DEL", f"{key}:q")
-        until(lambda: pool.stats().waiting == 1)
+        server.call("DEL", f"{key}:q")
     else:
-        [process] = redis_server.call("HKEYS", f"{key}:t")
-        words = redis_server.call("HGET", f"{key}:t", process).split(" ", 1)
-        redis_server.call("HSET", f"{key}:t", process, f"5 {words[1]}")
-        until(lambda: pool.stats().members[0].held == 1)
+        [process] = server.call("HKEYS", f"{key}:t")
+        words = server.call("HGET", f"{key}:t", process).split(" ", 1)
+        server.call("HSET", f"{key}:t", process, f"5 {words[1]}")
+    return pool, held, waiter
+
+
+MENDED = {
+    "count": lambda stats: stats.used == 1,
+    "queue": lambda stats: stats.waiting == 1,
+    "held": lambda stats: stats.members[0].held == 1,
+}
+
+
+@pytest.mark.parametrize("sabotage", MENDED)
+def test_mends_itself_after_sabotage(fleet, redis_server, name, sabotage):
+    fleet.mismatches = 1 if sabotage == "held" else 0
+    pool, held, waiter = sabotaged(fleet, redis_server, name, sabotage, lease=0.6)
+    until(lambda: MENDED[sabotage](pool.stats()))
     pool.put(held)
     pool.put(waiter.get(timeout=2))
     until(lambda: empty(pool))
+
+
+@pytest.mark.parametrize("sabotage", MENDED)
+def test_without_its_guard_sabotage_stays(fleet, redis_server, name, monkeypatch, sabotage):
+    """The negative control of the test above."""
+    if sabotage == "count":
+        guard = "pool.used, pool.audit = sum, pool.clock"
+        without_in_script(monkeypatch, guard, "pool.audit = pool.clock")
+    elif sabotage == "queue":
+        without_in_script(monkeypatch, "found and 1 or 0", "1")
+    else:
+        without(monkeypatch, _member.Member, "_answered", *NO_I5)
+    # A lapse would mend it, so the lease is long, and what a third of it does is done at once.
+    without_in_script(monkeypatch, "pool.clock >= pool.audit + pool.lease / 3", "true")
+    pool, held, waiter = sabotaged(fleet, redis_server, name, sabotage, lease=30.0)
+    member = pool._member()
+
+    def renew():
+        before = member.deadline
+        member.flush(always=True)
+        until(lambda: member.deadline > before)
+
+    [renew() for _ in range(3)]
+    assert not MENDED[sabotage](pool.stats())
+    pool.put(held)
+    [renew() for _ in range(3)]
+    assert not waiter.ready()
+    waiter.kill()
 
 
 def test_after_a_restart_without_data_nothing_is_granted_for_a_lease(fleet, start_server, name):
@@ -540,6 +683,26 @@ def test_without_grace_it_is_granted_twice(fleet, start_server, name):
     assert other.valid
 
 
+def test_restarted_from_old_data_a_holder_is_told_and_counted(fleet, start_server, name):
+    """The server has heard of the pool, but not of the holder, who cannot know why."""
+    server = start_server(RedisServer)
+    first = fleet(server, name, 1, lease=1.0, grace=None)
+    first.put(first.get(timeout=5))
+    first.close()
+    server.call("SAVE")
+    pool = fleet(server, name, 1, lease=1.0, grace=None)
+    held = pool.get(timeout=5)
+    server.kill9()
+    server.start()
+    until(lambda: held.lost)
+    until(lambda: used(pool) == 1)
+    waiter = spawn(pool.get)
+    until(lambda: pool.stats().waiting == 1)
+    pool.put(held)
+    pool.put(waiter.get(timeout=5))
+    until(lambda: empty(pool))
+
+
 def test_a_frozen_server_loses_the_lease_before_others_can_have_it(fleet, start_server, name):
     server = start_server(RedisServer)
     lost, begun = [], []
@@ -561,6 +724,24 @@ def test_a_frozen_server_loses_the_lease_before_others_can_have_it(fleet, start_
     until(lambda: used(pool) == 1)  # out, so it counts
     pool.put(held)
     until(lambda: empty(pool))
+
+
+def test_without_a_deadline_of_its_own_the_holder_is_not_told(
+    fleet, start_server, name, monkeypatch
+):
+    """The negative control of the test above."""
+    monkeypatch.setattr(_member, "SAFE", 1000)
+    server = start_server(RedisServer)
+    lost = []
+    pool = fleet(server, name, 1, lease=0.6, on_lost=lost.extend)
+    held = pool.get(timeout=5)
+    server.freeze()
+    frozen = time.monotonic()
+    until(lambda: time.monotonic() > frozen + 0.6)  # a lease: none is later renewed
+    assert not lost
+    assert held.valid
+    server.thaw()
+    pool.put(held)
 
 
 def test_a_blocked_hub_is_a_lost_lease_and_is_said(fleet, redis_server, name, caplog):
@@ -613,6 +794,38 @@ def test_unavailable_with_a_safe_capacity(fleet, start_server, name):
     assert all(token.valid for _, token in tokens)
     [pool.put(token) for pool, token in tokens]
     until(lambda: empty(a))
+
+
+def test_without_its_room_the_safe_capacity_has_no_end(fleet, name, monkeypatch):
+    """The first negative control of the test above."""
+    room = "room = safe - len(self.out) - self.grants"
+    without(monkeypatch, _member.Member, "_serve_locally", room, "room = safe")
+    without(monkeypatch, _member.Member, "_refuse_newcomer", "full = ", "full = False and ")
+    pool = fleet(f"redis://127.0.0.1:{free_port()}", name, 8, on_unavailable=2)
+    assert len({pool.get(timeout=5) for _ in range(5)}) == 5
+
+
+def test_without_being_told_the_server_grants_beside_the_safe_capacity(
+    fleet, start_server, name, monkeypatch
+):
+    """The second negative control: tokens without a fence are left out of what is told."""
+
+    def count(member):
+        return sum(token.fence is not None for token in member.out) + member.grants
+
+    monkeypatch.setattr(_member.Member, "_count", count)
+    server = start_server(RedisServer)
+    pool = fleet(server, name, 2, lease=1.0, on_unavailable=2)
+    pool.put(pool.get(timeout=5))
+    until(lambda: empty(pool))
+    server.kill9()
+    until(lambda: not pool._member().ready)
+    tokens = [pool.get(timeout=5) for _ in range(2)]
+    server.start()
+    until(lambda: pool._member().ready, timeout=15)
+    tokens += [pool.get(timeout=5) for _ in range(2)]
+    assert len(pool._member().out) == 4  # of 2
+    [pool.put(token) for token in tokens[2:]]
 
 
 def test_what_the_kernel_does_not_take_at_once_arrives_whole(fleet, redis_server, name):
@@ -743,6 +956,29 @@ def test_a_forked_child_is_a_member_of_its_own(fleet, redis_server, name):
         waiting.remove(done)
         pool.put(done.get())
     until(lambda: empty(pool))
+
+
+def a_child_closes(fleet, server, name):
+    """Have a child close what it inherited; return how many members the server knows then."""
+    pool = fleet(server, name, 1, lease=30.0)
+    held = pool.get()
+    in_child(pool.close)
+    members = server.call("HLEN", f"gp:{{{name}}}:t")
+    pool.put(held)
+    return members
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_closes_leaves_the_parent_in(fleet, redis_server, name):
+    assert a_child_closes(fleet, redis_server, name) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_without_starting_anew_a_child_takes_the_parent_out(fleet, redis_server, name, monkeypatch):
+    """The negative control of the test above."""
+    monkeypatch.setattr(_link, "abandon_all", lambda: None)
+    monkeypatch.setattr(DistributedTokenPool, "_start_anew_in_child", lambda pool: None)
+    assert a_child_closes(fleet, redis_server, name) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -219,7 +219,8 @@ def test_who_does_not_listen_is_passed_over_and_counts_for_nothing(script):
     assert (reply.used, reply.queued) == (1, 0)
 
 
-def test_who_was_passed_over_comes_back_to_its_old_place(script):
+def cut_off_in_line(script):
+    """Cut off b, which waits before a; return who has the next token."""
     a, b = script.wire("a"), script.wire("b")
     script.sync(a, "a", 1, size=1), script.sync(b, "b", 1, size=1)
     script.step(a, "a", 1, 0, *wanting(1))
@@ -231,8 +232,21 @@ def test_who_was_passed_over_comes_back_to_its_old_place(script):
     script.step(a, "a", 1, 0, *wanting(3))
     b = script.wire("b")
     script.sync(b, "b", 2, 0, "", "", 0, f"7:{place}")
-    assert script.step(a, "a", 1, 1).grants == []
-    assert [m.split()[1] for m in b.heard()] == [b"7"]
+    return [wid for wid, _ in script.step(a, "a", 1, 1).grants], b.heard()
+
+
+def test_who_was_passed_over_comes_back_to_its_old_place(script):
+    mine, heard = cut_off_in_line(script)
+    assert mine == []
+    assert [m.split()[1] for m in heard] == [b"7"]
+
+
+def test_without_its_number_who_was_passed_over_is_last(make_script):
+    """The negative control of the test above."""
+    guard = b"asked == '' and int(base + i - first) or asked:sub(2)"
+    assert guard in _script.SOURCE
+    script = make_script(source=_script.SOURCE.replace(guard, b"int(base + i - first)"))
+    assert cut_off_in_line(script) == ([3], [])
 
 
 def test_tokens_of_the_dead_come_back_when_their_lease_is_over(script):
@@ -375,6 +389,18 @@ def test_the_living_are_not_buried(script):
     script.control.call("PING")
     assert script(b, "bury", "a") == b"ok"
     assert script.used() == 0
+
+
+def test_without_the_look_who_listens_the_living_are_buried(make_script):
+    """The negative control of the test above."""
+    guard = b"call('PUBSUB', counted, channel(me))[2] > 0"
+    assert guard in _script.SOURCE
+    script = make_script(source=_script.SOURCE.replace(guard, b"false"))
+    a, b = script.wire("a"), script.wire("b")
+    script.sync(a, "a", 1), script.sync(b, "b", 1)
+    script.step(a, "a", 1, 0, *wanting(1, 2))
+    assert script(b, "bury", "a") == b"ok"
+    assert len(script.step(b, "b", 1, 0, *wanting(3, 4)).grants) == 2
 
 
 def test_who_does_not_wait_is_not_queued(script):

@@ -18,8 +18,9 @@ import pytest
 from gevent import socket
 from gevent.server import StreamServer
 
-from gpools.fleet import DistributedTokenPool
-from tests.fleets import Fleet, most_at_once
+from gpools import PoolTimeout
+from gpools.fleet import DistributedTokenPool, _member
+from tests.fleets import Fleet, most_at_once, without_in_script
 from tests.servers import RedisServer
 from tests.waiting import until
 
@@ -90,6 +91,24 @@ def test_workers_killed_with_kill_9(fleet_on, redis_server):
     sound_afterwards(fleet)
 
 
+NEVER_REAPED = ("if pool.due > pool.clock then", "if true then")
+
+
+def test_without_the_end_of_leases_kills_cost_tokens(fleet_on, redis_server, monkeypatch):
+    """The negative control of the test above."""
+    without_in_script(monkeypatch, *NEVER_REAPED)
+    fleet = fleet_on(redis_server, hold=0.1, script=[NEVER_REAPED])
+    one = fleet.workers[0]
+    until(lambda: fleet.held_by(one) > 2)
+    fleet.kill9(one)
+    killed = time.monotonic()
+    fleet.start()
+    until(lambda: time.monotonic() > killed + 2 * fleet.lease)
+    assert fleet.stop() == 0
+    with DistributedTokenPool(redis_server.url, fleet.name, 8, lease=1.0) as pool:
+        assert pool.stats().used > 0
+
+
 def test_the_tokens_of_the_dead_come_back_within_a_lease(fleet_on, redis_server):
     fleet = fleet_on(redis_server, workers=1, warm=4, size=4, hold=30)
     with DistributedTokenPool(redis_server.url, fleet.name, 4, lease=1.0) as pool:
@@ -102,17 +121,44 @@ def test_the_tokens_of_the_dead_come_back_within_a_lease(fleet_on, redis_server)
             pool.put(token)
 
 
-def test_fast_reclaim_does_not_wait_for_the_lease(fleet_on, redis_server):
+def test_without_the_end_of_leases_the_tokens_of_the_dead_are_lost(
+    fleet_on, redis_server, monkeypatch
+):
+    """The negative control of the test above."""
+    without_in_script(monkeypatch, *NEVER_REAPED)
+    fleet = fleet_on(redis_server, workers=1, warm=4, size=4, hold=30, script=[NEVER_REAPED])
+    with DistributedTokenPool(redis_server.url, fleet.name, 4, lease=1.0) as pool:
+        until(lambda: pool.stats().used == 4)
+        fleet.kill9()
+        with pytest.raises(PoolTimeout):
+            pool.get(timeout=2.5)
+        assert pool.stats().used == 4
+
+
+def served_by_a_death(fleet_on, server, timeout, **settings):
+    """Kill who holds all, and tell whether one who waits is served long before the lease."""
     long = {"lease": 30.0, "hold": 30.0, "settings": {"grace": 0}}
-    fleet = fleet_on(redis_server, workers=1, warm=4, size=4, **long)
-    settings = {"lease": 30.0, "grace": 0, "fast_reclaim": True}
-    with DistributedTokenPool(redis_server.url, fleet.name, 4, **settings) as pool:
+    fleet = fleet_on(server, workers=1, warm=4, size=4, **long)
+    settings |= {"lease": 30.0, "grace": 0}
+    with DistributedTokenPool(server.url, fleet.name, 4, **settings) as pool:
         until(lambda: pool.stats().used == 4)
         waiter = gevent.spawn(pool.get)
         gevent.sleep(0.7)
         assert not waiter.ready()  # the living are not buried
         fleet.kill9()
-        pool.put(waiter.get(timeout=10))
+        waiter.join(timeout)
+        served = waiter.ready()
+        waiter.kill()
+        return served
+
+
+def test_fast_reclaim_does_not_wait_for_the_lease(fleet_on, redis_server):
+    assert served_by_a_death(fleet_on, redis_server, timeout=10, fast_reclaim=True)
+
+
+def test_without_fast_reclaim_the_lease_is_waited_for(fleet_on, redis_server):
+    """The negative control of the test above."""
+    assert not served_by_a_death(fleet_on, redis_server, timeout=1.5)
 
 
 def test_connections_cut_and_scripts_flushed(fleet_on, redis_server):
@@ -181,9 +227,10 @@ def while_a_holder_is_frozen(fleet_on, server, lose, **told):
     return fleet.most()
 
 
-def restarted(server):
+def restarted(server, between=lambda: None):
     def lose():
         server.kill9()
+        between()
         server.start()
 
     return lose
@@ -199,6 +246,46 @@ def test_without_grace_a_frozen_holder_and_the_others_are_too_many(fleet_on, sta
     server = start_server(RedisServer)
     settings = {"grace": 0}
     assert while_a_holder_is_frozen(fleet_on, server, restarted(server), settings=settings) > 8
+
+
+NO_RUN_ID = ("if pool.run ~= run then", "if false then")
+
+
+def restarted_from_old_data(fleet_on, start_server, kind, **told):
+    """Restart with a disk that has heard of the pool, but of no grant."""
+    server = start_server(PersistentServer, config=PERSISTENCE[kind])
+    name = next(names)
+    with DistributedTokenPool(server.url, name, 8, lease=3.0, grace=0) as pool:
+        pool.put(pool.get())
+    if kind == "rdb":
+        server.call("SAVE")
+    data = server.directory / ("dump.rdb" if kind == "rdb" else "appendonlydir")
+    old = {}
+
+    def written():
+        files = [data] if data.is_file() else data.iterdir()
+        old.update({path: path.read_bytes() for path in files})
+        return any(name.encode() in content for content in old.values())
+
+    until(written)
+
+    def set_back():
+        for path, content in old.items():
+            path.write_bytes(content)
+
+    lose = restarted(server, set_back)
+    return while_a_holder_is_frozen(fleet_on, server, lose, name=name, **told)
+
+
+@pytest.mark.parametrize("kind", ["rdb", "aof"])
+def test_restarted_from_old_data_while_a_holder_is_frozen(fleet_on, start_server, kind):
+    assert restarted_from_old_data(fleet_on, start_server, kind) <= 8
+
+
+@pytest.mark.parametrize("kind", ["rdb", "aof"])
+def test_without_the_run_id_old_data_grants_too_many(fleet_on, start_server, kind):
+    """The negative control of the test above."""
+    assert restarted_from_old_data(fleet_on, start_server, kind, script=[NO_RUN_ID]) > 8
 
 
 def flushed(server):
@@ -242,6 +329,30 @@ def test_workers_frozen_for_longer_than_a_lease(fleet_on, redis_server):
     sound_afterwards(fleet)
     assert any(line[0] == "L" for line in fleet.record())
     assert physically > fleet.size  # or the checker is blind
+
+
+def valid_when_another_has_it(fleet_on, server):
+    """Block a holder until its token is another's; return whether it is valid all the same."""
+    name = next(names)
+    with DistributedTokenPool(server.url, name, 1, lease=1.0) as pool:
+        held = pool.get(timeout=5)
+        fleet = fleet_on(server, workers=1, warm=0, size=1, hold=30, name=name)
+        until(lambda: pool.stats().waiting > 0)
+        end = time.monotonic() + 20
+        while not fleet.uses():
+            assert time.monotonic() < end
+            time.sleep(0.02)  # not gevent's
+        return held.valid
+
+
+def test_what_is_anothers_after_a_block_is_not_valid(fleet_on, redis_server):
+    assert not valid_when_another_has_it(fleet_on, redis_server)
+
+
+def test_without_a_deadline_of_its_own_it_is_valid_twice(fleet_on, redis_server, monkeypatch):
+    """The negative control of the test above."""
+    monkeypatch.setattr(_member, "SAFE", 1000)
+    assert valid_when_another_has_it(fleet_on, redis_server)
 
 
 def replica_of(first, second):
@@ -290,8 +401,7 @@ def test_a_replica_that_lags_is_promoted_while_a_holder_is_frozen(fleet_on, star
 
 def test_without_the_run_id_a_replica_that_lags_grants_too_many(fleet_on, start_server):
     """The negative control of the test above."""
-    guard = ("if pool.run ~= run then", "if false then")
-    assert promoted_with_a_lag(fleet_on, start_server, script=[guard]) > 8
+    assert promoted_with_a_lag(fleet_on, start_server, script=[NO_RUN_ID]) > 8
 
 
 class Forwarder:
@@ -400,9 +510,9 @@ def test_without_the_pool_clock_a_set_clock_ends_leases(fleet_on, start_server):
     assert fleet.most(valid=False) > fleet.size
 
 
-def test_all_at_once(fleet_on, start_server):
+def all_at_once(fleet_on, start_server, **told):
     server = start_server(RedisServer)
-    fleet = fleet_on(server, hold=0.05)
+    fleet = fleet_on(server, hold=0.05, **told)
 
     def kill_one():
         fleet.kill9()
@@ -420,6 +530,29 @@ def test_all_at_once(fleet_on, start_server):
         restart,
         pause=0.2,
     )
+    return fleet
+
+
+def fences(fleet):
+    return [line[2] for line in fleet.record() if line[0] == "A"]
+
+
+def test_all_at_once(fleet_on, start_server):
+    fleet = all_at_once(fleet_on, start_server)
     sound_afterwards(fleet)
-    fences = [(line[2]) for line in fleet.record() if line[0] == "A"]
-    assert len(fences) == len(set(fences))
+    assert len(fences(fleet)) == len(set(fences(fleet)))
+
+
+def test_without_the_count_and_rising_numbers_all_at_once_shows_it(fleet_on, start_server):
+    """The negative control of the test above; what else it does has controls of its own."""
+    guards = [
+        ("pool.used < pool.size and ", ""),
+        ("pool.size - pool.used", "AT_ONCE"),
+        ("math.max(pool.n + 1, wall)", "pool.n + 1"),
+        ("pool.n = math.max(pool.n, tonumber(ARGV[10]))", ""),
+    ]
+    fleet = all_at_once(fleet_on, start_server, script=guards)
+    fleet.server.kill9()
+    fleet.server.start()
+    until(lambda: len(fences(fleet)) > len(set(fences(fleet))), timeout=20)
+    assert fleet.most() > fleet.size
