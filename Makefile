@@ -14,7 +14,7 @@ demo: $(VENV)/demo.stamp
 scorecard: $(VENV)/test.stamp
 	@$(VENV)/bin/python -m demo.scorecard
 
-# gpools and its peers at the same work; eight minutes, writes docs/benchmarks.md.
+# gpools and its peers at the same work; six minutes, writes docs/benchmarks.md.
 bench: $(VENV)/bench.stamp
 	@$(VENV)/bin/python -m benchmarks --write
 
