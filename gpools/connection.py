@@ -32,7 +32,6 @@ from inspect import signature
 from numbers import Real
 from random import random
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import ref
 
@@ -41,6 +40,7 @@ from gevent import Timeout, get_hub, getcurrent, spawn_raw
 from gpools import _fork
 from gpools._aside import aside, each_aside
 from gpools._book import Book, Limiter, enter, same
+from gpools._closing import Closing
 from gpools._creator import Creator
 from gpools._direct import current_thread
 from gpools._fast import MISSING, ConnectionCore, Missing, Use, take_back
@@ -63,12 +63,11 @@ from gpools.stats import Listener, Stats
 __all__ = ["ConnectionPool"]
 
 T = TypeVar("T")
-Self = TypeVar("Self", bound="ConnectionPool[Any]")
 
 log = logging.getLogger("gpools")
 
 
-class ConnectionPool(Pool[T], ConnectionCore):
+class ConnectionPool(Closing, Pool[T], ConnectionCore):
     """A pool of items that must not be shared, leaked or used when dirty.
 
     Define `create` and, as needed, `check`, `reset`, `destroy` and `fit_after`
@@ -327,17 +326,6 @@ class ConnectionPool(Pool[T], ConnectionCore):
         Switches only if `destroy` does.
         """
         self.max_size = new_size
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # Getting.
 

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from gevent import get_hub
 
 from gpools._aside import aside, each_aside
+from gpools._closing import Closing
 from gpools._fast import MISSING, Missing
 from gpools._holders import Hold
 from gpools._line import Line
@@ -32,7 +33,7 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class KeyedPool(Generic[K, T]):
+class KeyedPool(Closing, Generic[K, T]):
     """A pool for each key, of up to *max_size* items in all.
 
     *make_pool*, called with a key, returns its pool, whose own ``max_size`` is
@@ -123,17 +124,6 @@ class KeyedPool(Generic[K, T]):
             pool._refuse_all()  # first of all, so that nobody gets one of another key
         aside(partial(each_aside, [partial(pool._drop_all_idle, "closed") for pool in pools]))
         return [hold for pool in pools for hold in pool.close(timeout)]
-
-    def __enter__(self) -> KeyedPool[K, T]:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         lines = [keyed.pool._line for keyed in self._pools.values()]

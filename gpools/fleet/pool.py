@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from types import TracebackType
 from typing import Any, Literal
 from weakref import WeakSet, finalize
 
 from gevent import spawn_raw
 from gevent.monkey import get_original
 
+from gpools._closing import Closing
 from gpools._fast import MISSING, Item, Missing
 from gpools._holders import Hold
 from gpools._within import within
@@ -53,7 +53,7 @@ class Settings:
         return info_of_this_process()
 
 
-class DistributedTokenPool:
+class DistributedTokenPool(Closing):
     """A pool of *max_size* tokens for all processes that name it, on a Redis server.
 
     ::
@@ -261,17 +261,6 @@ class DistributedTokenPool:
             result.wait(GOODBYE)
         finally:
             member.end()
-
-    def __enter__(self) -> DistributedTokenPool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         member, here = self._member_now, 0
