@@ -2,7 +2,7 @@
 
 import gc
 import random
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import gevent
@@ -10,7 +10,8 @@ import gevent.os
 import pytest
 from gevent import Timeout
 
-from tests.proxy import hang
+from gpools import _fork
+from tests.proxy import REQUEST, black_hole, hang, passing
 from tests.test_byte_boundaries import live
 from tests.test_fork import Child
 from tests.waiting import settle, spawn, until
@@ -18,12 +19,14 @@ from tests.waiting import settle, spawn, until
 __all__ = [
     "KillStorm",
     "Subject",
+    "children_born_while_it_connects",
     "closed_when_idle",
     "cut_in_every_reply",
     "frozen",
     "in_a_black_hole",
     "in_block",
     "killed_and_back",
+    "swallowed",
     "three_children",
 ]
 
@@ -216,6 +219,42 @@ def in_a_black_hole(subject, proxy, timeout, killed=False):
     assert subject.core.holders() == []
     assert subject.core.free() == subject.core.max_size
     until(lambda: subject.server.stats()["open"] <= subject.core.max_size)
+
+
+@contextmanager
+def swallowed(proxy, where):
+    """Have the network swallow all: of new connections, or from the next request on."""
+    if where == "in a query":
+        for link in proxy.links:
+            link.fault = hang(len(link.request), REQUEST)
+    proxy.fault = black_hole
+    if where == "before it accepts":
+        proxy.refuse()
+        proxy.never_accept()
+    yield
+    if where == "before it accepts":
+        proxy.refuse()
+        proxy.listen()
+    proxy.fault = passing
+    proxy.settled()
+
+
+def children_born_while_it_connects(server, use):
+    """Fork while a greenlet that does *use* is in the handshake with a frozen server.
+
+    The children have a copy of it, which could read the parent's.  *use* is given
+    a tag, and tells whether the server said it.
+    """
+    server.freeze()
+    try:
+        connecting = spawn(use, "parent")
+        until(lambda: any(list(_fork._sockets_of(maker)) for maker in _fork._makers))
+        settle()
+        children = [Child(partial(use, f"child{n}"), gevent.os.fork) for n in range(3)]
+    finally:
+        server.thaw()
+    assert connecting.get(timeout=10)
+    assert [child.result() for child in children] == [True] * 3
 
 
 def three_children(subject):

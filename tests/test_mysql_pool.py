@@ -21,9 +21,10 @@ import gevent.ssl
 import pytest
 from gevent import Timeout
 
-from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, _fork
+from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout
+from tests.chaos import children_born_while_it_connects, swallowed
 from tests.databases import MariadbServer, MysqlServer
-from tests.proxy import REPLY, REQUEST, black_hole, close, hang, passing, reset
+from tests.proxy import REPLY, REQUEST, close, hang, reset
 from tests.servers import require_server
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.test_byte_boundaries import Ordeal, at_every_byte, both_ways, every_ending
@@ -1386,26 +1387,16 @@ def test_a_black_hole_costs_each_user_his_timeout_and_no_slot(server, mysql_pool
     pool = mysql_pool(proxy, max_size=3)
     if where == "in a query":
         whole(pool, server)
-        for link in proxy.links:
-            link.fault = hang(len(link.request), REQUEST)
-    proxy.fault = black_hole
-    if where == "before it accepts":
-        proxy.refuse()
-        proxy.never_accept()
 
     def use():
         with Timeout(0.1), pool.connection() as conn:
             conn.query("SELECT 1")
 
-    users = [spawn(use) for _ in range(9)]
-    gevent.joinall(users, timeout=10)
-    assert [type(user.exception) for user in users] == [Timeout] * 9
-    assert pool.current_size == pool.waiting() == 0
-    if where == "before it accepts":
-        proxy.refuse()
-        proxy.listen()
-    proxy.fault = passing
-    proxy.settled()
+    with swallowed(proxy, where):
+        users = [spawn(use) for _ in range(9)]
+        gevent.joinall(users, timeout=10)
+        assert [type(user.exception) for user in users] == [Timeout] * 9
+        assert pool.current_size == pool.waiting() == 0
     whole(pool, server)
 
 
@@ -1706,7 +1697,6 @@ def test_three_children_disturb_neither_each_other_nor_the_parent(server, mysql_
 @pytest.mark.parametrize("deferred", [False, True])
 def test_three_children_born_while_it_connects(server, mysql_pool, deferred):
     """They have a copy of the greenlet that connects, which read the parent's handshake."""
-    from tests.test_fork import Child
 
     def create():
         return pymysql.connect(
@@ -1719,16 +1709,7 @@ def test_three_children_born_while_it_connects(server, mysql_pool, deferred):
         with pool.item(timeout=10) as conn:
             return ask(conn, tag) == tag
 
-    server.freeze()
-    try:
-        connecting = spawn(use, "parent")
-        until(lambda: any(list(_fork._sockets_of(maker)) for maker in _fork._makers))
-        settle()
-        children = [Child(lambda n=n: use(f"child{n}"), gevent.os.fork) for n in range(3)]
-    finally:
-        server.thaw()
-    assert connecting.get(timeout=10)
-    assert [child.result() for child in children] == [True] * 3
+    children_born_while_it_connects(server, use)
 
 
 def test_patched_and_in_a_crowd(server):

@@ -14,8 +14,9 @@ import psycopg
 import pytest
 from gevent import Timeout
 
-from gpools import PoolUnavailable, _fork
+from gpools import PoolUnavailable
 from gpools.adapters import PostgresPool
+from tests.chaos import children_born_while_it_connects
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 from tests.databases import PostgresServer
 from tests.proxy import REPLY, REQUEST, close, hang, hung_up, reset
@@ -505,16 +506,7 @@ def test_three_children_born_while_it_connects(postgres_server, options):
         with pool.item(timeout=10) as conn:
             return ask(conn, tag) == tag
 
-    postgres_server.freeze()
-    try:
-        connecting = spawn(use, "parent")
-        until(lambda: any(list(_fork._sockets_of(maker)) for maker in _fork._makers))
-        settle()
-        children = [Child(lambda n=n: use(f"child{n}"), gevent.os.fork) for n in range(3)]
-    finally:
-        postgres_server.thaw()
-    assert connecting.get(timeout=10)
-    assert [child.result() for child in children] == [True] * 3
+    children_born_while_it_connects(postgres_server, use)
     pool.close()
 
 

@@ -17,9 +17,10 @@ from psycopg.types.string import StrDumper
 from gpools import ConnectionPool, PoolError, PoolTimeout, PoolUnavailable
 from gpools.adapters import PostgresPool
 from gpools.adapters.postgres import _hang_up
+from tests.chaos import swallowed
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 from tests.databases import PostgresServer
-from tests.proxy import REQUEST, black_hole, hang, hung_up, passing
+from tests.proxy import hang, hung_up
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.waiting import settle, spawn, until
 
@@ -1183,27 +1184,17 @@ def test_a_black_hole_costs_each_user_his_timeout_and_no_slot(
     pool = pg_pool(url, max_size=3, cancel_timeout=0.2)  # nor is a cancel answered
     if where == "in a query":
         whole(pool)
-        for link in proxy.links:
-            link.fault = hang(len(link.request), REQUEST)
-    proxy.fault = black_hole
-    if where == "before it accepts":
-        proxy.refuse()
-        proxy.never_accept()
 
     def use():
         with Timeout(0.1), pool.connection() as conn:
             conn.execute("SELECT 1")
 
-    users = [spawn(use) for _ in range(9)]
-    gevent.joinall(users, timeout=10)
-    assert [type(user.exception) for user in users] == [Timeout] * 9
-    until(lambda: pool.free() == 3)
-    assert pool.waiting() == 0
-    if where == "before it accepts":
-        proxy.refuse()
-        proxy.listen()
-    proxy.fault = passing
-    proxy.settled()
+    with swallowed(proxy, where):
+        users = [spawn(use) for _ in range(9)]
+        gevent.joinall(users, timeout=10)
+        assert [type(user.exception) for user in users] == [Timeout] * 9
+        until(lambda: pool.free() == 3)
+        assert pool.waiting() == 0
     whole(pool)
 
 
