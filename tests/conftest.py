@@ -5,6 +5,7 @@ import pytest
 from gevent.hub import Hub
 
 from tests.databases import MariadbServer, MemcachedServer, MysqlServer, PostgresServer
+from tests.hostile import unending
 from tests.proxy import FaultProxy
 from tests.servers import HttpServer, RedisServer, require_server
 from tests.ssh_server import SshServer
@@ -96,6 +97,8 @@ def hub_errors(request, monkeypatch):
 
     monkeypatch.setattr(Hub, "print_exception", record)
     yield errors
+    for end in list(unending):
+        end.set()
     gevent.sleep(0)  # what the test has left scheduled may fail too
     gevent.killall(list(watched), timeout=5)
     lost = [e for e in errors if not (isinstance(e[0], Watched) and e[0].looked_at)]

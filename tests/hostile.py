@@ -33,6 +33,7 @@ __all__ = [
     "spawn",
     "stale",
     "timed_out",
+    "unending",
 ]
 
 
@@ -53,8 +54,13 @@ def slow_error():
     error()
 
 
+unending = weakref.WeakSet()  # what each never() waits for; conftest ends them with the test
+
+
 def never():
-    Event().wait()
+    """Outlast the test.  What is left behind is not to tell the tests after it of a timeout."""
+    unending.add(end := Event())
+    end.wait()
 
 
 def killed():

@@ -580,6 +580,21 @@ class TestHubErrors:
         assert not failing.looked_at
 
 
+@pytest.fixture(scope="module")
+def left_behind():
+    """What tests leave behind: over before the next test of the module, or at its end."""
+    greenlets = []
+    yield greenlets
+    [greenlet] = greenlets
+    assert greenlet.dead
+
+
+def test_what_never_ends_ends_with_the_test(left_behind):
+    left_behind.append(gevent.hub.spawn_raw(never))
+    settle()
+    assert not left_behind[0].dead
+
+
 def test_until_gives_up():
     with pytest.raises(AssertionError, match="not so"):
         until(lambda: False, timeout=0.01)
