@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 from enum import Enum
+from functools import partial
 from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
-from gevent import Timeout, getcurrent, spawn_raw
+from gevent import getcurrent, spawn_raw
 
 from gpools import _direct
 from gpools._book import Book
@@ -264,7 +265,11 @@ class ConnectionCore(Core):
                 return self._get_slowly()
             item = self._new() if granted is SLOT else granted
             entry: Entry = book.items[id(item)]
-            reason = self._judge(entry, item)
+            now = monotonic()
+            if now < entry.trusted_until:  # as in `get`
+                hold(book, line, entry, now)
+                return item
+            reason = self._judge(entry, item, now)
             if line is not self._line:  # forked while check() ran
                 return self._get_slowly()
             # However short max_age is, who has made an item gets it, or would make
@@ -307,10 +312,9 @@ class ConnectionCore(Core):
             book.counters.waits += 1
             book.counters.wait_seconds += monotonic() - begun
 
-    def _judge(self: Any, entry: Entry, item: Any) -> str | None:
+    def _judge(self: Any, entry: Entry, item: Any, now: float) -> str | None:
         """Tell why an item just taken may not go out, or None if it may.  May switch."""
         life: Lifecycle = self._book.life
-        now = monotonic()
         reason = life.verdict(entry, now)
         if reason == "max_idle" and not self._spare():
             reason = None
@@ -335,18 +339,14 @@ class ConnectionCore(Core):
 
     def _checked(self: Any, item: Any) -> bool | None:
         """Check *item*; None if that was cut off."""
-        if self._book.check_timeout is None:
-            return bool(self.check(item))
-        timer = Timeout.start_new(self._book.check_timeout)
         try:
-            return bool(self.check(item))
-        except Timeout as fired:
-            if fired is not timer:
-                raise
+            return bool(within(self._book.check_timeout, partial(self.check, item), CutOff))
+        except CutOff:
             return None
-        finally:
-            timer.close()
-            del timer  # it is the error too, and would keep this frame alive
+
+
+class CutOff(Exception):
+    """A check took too long."""
 
 
 def hold(book: Book, line: Line, entry: Entry, now: float) -> None:

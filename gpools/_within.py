@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from gevent import Timeout
+from gevent import Timeout, get_hub, getcurrent
+from greenlet import greenlet
 
 T = TypeVar("T")
 
@@ -17,14 +18,22 @@ def within(timeout: float | None, act: Callable[[], T], late: Callable[[float], 
     """
     if timeout is None:
         return act()
-    timer = Timeout.start_new(max(timeout, 0))
+    # Whoever waits in a line pays for this, so the Timeout is made only if it is needed.
+    timer = get_hub().loop.timer(max(timeout, 0), priority=-1)
+    timer.start(_ring, getcurrent(), timer, timeout, update=True)
     try:
         return act()
     except Timeout as fired:
-        if fired is not timer:
+        if fired.timer is not timer:
             raise
     finally:
         timer.close()
-        # Being the error too, it has this frame, which has the pool: a cycle.
-        del timer
     raise late(timeout)
+
+
+def _ring(me: greenlet, timer: Any, seconds: float) -> None:
+    """Throw what a `gevent.Timeout` started on *timer* would throw: itself."""
+    timeout = Timeout()
+    timeout.seconds = seconds
+    timeout.timer = timer
+    me.throw(timeout)
