@@ -114,7 +114,8 @@ def report(results):
 Each of {GREENLETS} greenlets sends {TIMES} times `SELECT 1`, through {CONNECTIONS} connections to
 a PostgreSQL on the same machine.
 All use psycopg, in autocommit.
-`PostgresPool` looks at the socket before each use; the others do so only where they are asked
+`PostgresPool` looks at the socket before each use, unless the server answered within the last
+millisecond; the others do so only where they are asked
 to, with a query.
 The columns are those of Redis.
 

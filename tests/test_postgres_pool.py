@@ -10,12 +10,13 @@ import gevent
 import psycopg
 import pytest
 from gevent import Timeout
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import Format, PipelineStatus, TransactionStatus
 from psycopg.rows import dict_row
-from psycopg.types.string import StrDumper
+from psycopg.types import TypeInfo
+from psycopg.types.string import StrDumper, TextLoader
 
 from gpools import ConnectionPool, PoolError, PoolTimeout, PoolUnavailable
-from gpools.adapters import PostgresPool
+from gpools.adapters import PostgresPool, postgres
 from gpools.adapters.postgres import _hang_up
 from tests.chaos import swallowed
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
@@ -129,6 +130,11 @@ class Shouting(StrDumper):
 
     def quote(self, obj):
         return f"'{obj.upper()}'".encode()
+
+
+class Whispering(TextLoader):
+    def load(self, data):
+        return bytes(data).decode().lower() + "..."
 
 
 class Context:
@@ -455,6 +461,18 @@ def add_a_dumper(conn):
     conn.adapters.register_dumper(str, Shouting)
 
 
+def add_a_dumper_for_a_type_of_the_server(conn):
+    conn.adapters.register_dumper(None, type("", (Shouting,), {"oid": 25}))
+
+
+def add_a_loader(conn):
+    conn.adapters.register_loader("text", Whispering)
+
+
+def add_a_type(conn):
+    conn.adapters.types.add(TypeInfo("mood", 70000, 70001))
+
+
 def add_a_notice_handler(conn):
     conn.add_notice_handler(print)
 
@@ -477,6 +495,9 @@ def add_a_notify_handler(conn):
         change("prepared_max", 3),
         change("tenant", "ann"),
         add_a_dumper,
+        add_a_dumper_for_a_type_of_the_server,
+        add_a_loader,
+        add_a_type,
         add_a_notice_handler,
         add_a_notify_handler,
     ],
@@ -484,11 +505,13 @@ def add_a_notify_handler(conn):
 @pytest.mark.parametrize("open_transaction", [False, True])
 def test_what_a_user_changes_on_a_connection_reaches_nobody(pg_pool, act, open_transaction):
     def face(conn):
-        names = set(vars(conn)) - {"pgconn", "lock", "_prepared", "_waiting"}
+        names = set(vars(conn)) - {"pgconn", "lock", "_prepared", "_waiting", "_adapters"}
         seen = {name: vars(conn)[name] for name in names}
         seen = {n: list(v) if isinstance(v, (list, dict)) else v for n, v in seen.items()}
         begin = conn._get_tx_start_command()
-        return seen, conn.prepare_threshold, conn.prepared_max, begin, one(conn, "SELECT 'a'")
+        said = conn.execute("SELECT %s::text, 'a'", ("a",)).fetchone()
+        types = conn.adapters.types.get("mood"), conn.adapters.get_dumper_by_oid(25, Format.TEXT)
+        return seen, conn.prepare_threshold, conn.prepared_max, begin, said, types
 
     pool = pg_pool()
     with pool.item() as conn:
@@ -500,6 +523,17 @@ def test_what_a_user_changes_on_a_connection_reaches_nobody(pg_pool, act, open_t
     with pool.item() as again:
         assert again is conn
         assert face(again) == before
+
+
+@pytest.mark.parametrize(("just_now", "looks"), [(3600, 0), (0, 1)])
+def test_a_socket_is_not_looked_at_just_after_an_answer(pg_pool, monkeypatch, just_now, looks):
+    looked_at = []
+    monkeypatch.setattr(postgres, "JUST_NOW", just_now)
+    monkeypatch.setattr(postgres, "quiet", lambda conn: looked_at.append(conn) or True)
+    pool = pg_pool(check_after=None)
+    with pool.item() as conn:
+        one(conn, "SELECT 1")
+    assert looked_at == [conn] * looks
 
 
 @pytest.mark.parametrize("discard_all", [False, True])

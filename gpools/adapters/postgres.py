@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from inspect import signature
+from math import inf
 from socket import SHUT_RDWR
+from time import monotonic
 from traceback import clear_frames
+from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from gevent import Timeout
 from gevent.monkey import get_original
 from gevent.selectors import GeventSelector
 from gevent.socket import wait_read, wait_write
 
-from gpools._fast import MISSING, Missing
+from gpools._fast import MISSING, Missing, Use
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._probe import JUST_NOW, quiet
@@ -50,6 +52,10 @@ _NOT_THE_PROGRAMS = ("08", "53", "57P", "58", "F0", "XX", "25006")
 _STALE = ("26000", "0A000")
 
 
+# Between two statements; all others are in the middle of one, or closed.
+_WHOLE = frozenset((TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR))
+
+
 class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     """A pool of psycopg 3 connections.
 
@@ -64,7 +70,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     *prepare_threshold* ...), or both: the keywords win.  *connection_class* is
     what is made, a subclass of `psycopg.Connection`.  The other parameters are
     those of `ConnectionPool`; *check_after* is a millisecond, for the pool looks
-    at a connection when it comes back.
+    at a connection that comes back, unless the server has just answered on it.
 
     A connection that comes back is rolled back if a transaction is open,
     destroyed if a query, a COPY or a pipeline is, and gets back all attributes
@@ -110,13 +116,12 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         self._postgres.reset_timeout = reset_timeout
         self._postgres.cancel_timeout = cancel_timeout
         settings.setdefault("check_timeout", None)  # check() does not wait
-        settings.setdefault("check_after", JUST_NOW)  # reset() looks at the socket too
+        settings.setdefault("check_after", JUST_NOW)  # reset() looks too
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
-    @contextmanager
     def connection(
         self, timeout: float | Missing | None = MISSING
-    ) -> Iterator[psycopg.Connection[Any]]:
+    ) -> AbstractContextManager[psycopg.Connection[Any]]:
         """Take a connection for the length of a ``with`` block that is a transaction.
 
         Left without an error the transaction is committed, left by an Exception
@@ -125,10 +130,11 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
 
         Raises what `get` raises, and what the commit raises.  Switches.
         """
-        with self.item(timeout=timeout) as conn:
-            yield conn
-            if _in_transaction(conn) or _busy(conn) or conn._tpc is not None:
-                conn.commit()  # else it would do nothing, but that takes a while
+        use = _Transaction()
+        use._pool = self
+        use._timeout = timeout
+        use._item = MISSING
+        return use
 
     def create(self) -> psycopg.Connection[Any]:
         """Make a connection."""
@@ -150,15 +156,15 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         Switches only if a transaction is open, after a stream, or with *discard_all*.
         """
         _refuse_if_used_up(item)
-        settings = self._postgres.made[item]
-        settings.apply(item)  # first, for no handler of the user's is to hear of what follows
+        settings = vars(item)["_made"]
         streamed = vars(item).pop("_streamed", False)
+        settings.apply(item)  # first, for no handler of the user's is to hear of what follows
         if _in_transaction(item) or self._postgres.discard_all or streamed:
             self._clean(item)
             settings.apply(item)
         while item.pgconn.notifies():
             pass  # read along with the last answer, and not the next user's
-        if not quiet(item):  # type: ignore[arg-type]
+        if monotonic() > settings.heard + JUST_NOW and not quiet(item):  # type: ignore[arg-type]
             raise PoolError("the server has hung up, or sent what nobody had asked for")
 
     def _clean(self, item: psycopg.Connection[Any]) -> None:
@@ -208,11 +214,33 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
             state = item.info.transaction_status.name
             raise PoolError(f"create() returned a connection in state {state}; commit first")
         item.__class__ = _pooled(type(item))  # type: ignore[arg-type]  # a class is hashable
-        self._postgres.made[item] = _Settings(item)
+        vars(item)["_waiting"] = 0
+        vars(item)["_made"] = _Settings(item)
+
+
+class _Transaction(Use):
+    """A ``with`` block that ends with a commit."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if error is None:
+            conn = self._item
+            try:
+                # Where nothing is to be committed that would do nothing, but take a while.
+                if _in_transaction(conn) or conn._pipeline is not None or conn._tpc is not None:
+                    conn.commit()
+            except BaseException as failed:
+                super().__exit__(type(failed), failed, failed.__traceback__)
+                raise
+        super().__exit__(kind, error, tb)
 
 
 class _Connections:
-    """How to make connections, how to clean them, and what each was like when it was made."""
+    """How to make connections, and how to clean them."""
 
     discard_all: bool
     reset_timeout: float
@@ -231,43 +259,58 @@ class _Connections:
             raise TypeError(f"neither psycopg.connect nor ConnectionPool takes {name!r}")
         self.connection_class = connection_class
         self.options = {**_parsed(conninfo), **options}
-        self.made: WeakKeyDictionary[psycopg.Connection[Any], _Settings] = WeakKeyDictionary()
         _require_no_stray_password(self.options)
 
     def connect(self) -> psycopg.Connection[Any]:
         return self.connection_class.connect(**self.options)
 
 
-_GONE = object()
-
-
 class _Settings:
     """What a user can change on a connection without telling the server."""
 
-    _OTHERS = frozenset(
-        """pgconn lock _adapters _prepared
-        _cancel _doomed _streamed _waiting""".split()  # noqa: SIM905
-    )
+    _OTHERS = frozenset(("pgconn", "lock", "_adapters", "_prepared", "_waiting"))
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
-        self.attributes = {
-            name: _copied(value) for name, value in vars(conn).items() if name not in self._OTHERS
-        }
-        self.known = self._OTHERS | self.attributes.keys()
-        self.prepare = conn.prepare_threshold, conn.prepared_max
+        self.heard = -inf  # when the server answered last
+        self.attributes = {name: _copied(value) for name, value in vars(conn).items()}
+        self.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
         self.adapters = None if conn._adapters is None else AdaptersMap(conn._adapters)
 
     def apply(self, conn: psycopg.Connection[Any]) -> None:
+        # To compare takes less than to set, and few users change anything.
         found = vars(conn)
-        for name in [name for name in found if name not in self.known]:
-            delattr(conn, name)
-        # To compare them all takes less than to set them, and few users change any.
-        if {name: found.get(name, _GONE) for name in self.attributes} != self.attributes:
+        del found["_made"]  # this; were it in the attributes too, it would be in a cycle
+        prepared, adapters = found["_prepared"], found["_adapters"]
+        if (prepared.prepare_threshold, prepared.prepared_max) != self.prepare:
+            prepared.prepare_threshold, prepared.prepared_max = self.prepare
+        if adapters is not None and not _alike(adapters, self.adapters or psycopg.adapters):
+            adapters = None if self.adapters is None else AdaptersMap(self.adapters)
+            found["_adapters"] = adapters
+        if found != self.attributes:
+            for name in found.keys() - self.attributes.keys():
+                delattr(conn, name)
             for name, value in self.attributes.items():
-                found[name] = _copied(value)
-        if (conn.prepare_threshold, conn.prepared_max) != self.prepare:
-            conn.prepare_threshold, conn.prepared_max = self.prepare
-        conn._adapters = None if self.adapters is None else AdaptersMap(self.adapters)
+                if name not in self._OTHERS:
+                    found[name] = _copied(value)
+            self.attributes.update(_prepared=prepared, _adapters=adapters)
+        found["_made"] = self
+
+
+def _alike(adapters: AdaptersMap, model: AdaptersMap) -> bool:
+    """Tell whether two maps, one of them made of the other, are still the same.
+
+    They share what is in them until something is registered with one, which
+    then has a copy.  So this compares eight addresses.
+    """
+    try:
+        return (
+            adapters._dumpers == model._dumpers
+            and adapters._loaders == model._loaders
+            and adapters._dumpers_by_oid == model._dumpers_by_oid
+            and adapters.types._registry == model.types._registry
+        )
+    except AttributeError:  # of another version of psycopg
+        return False
 
 
 def _copied(value: Any) -> Any:
@@ -292,10 +335,12 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
             mine = self.__dict__
             if getattr(gen, "__name__", None) == "_stream_send_gen":
                 mine["_streamed"] = True
-            mine["_waiting"] = mine.get("_waiting", 0) + 1
+            mine["_waiting"] += 1
             interrupted = False
             try:
-                return super().wait(gen, *args, **kwargs)
+                answer = super().wait(gen, *args, **kwargs)
+                mine["_made"].heard = monotonic()
+                return answer
             except BaseException as error:
                 # An Exception too: that is what a Timeout raises that was given one.
                 interrupted = not isinstance(error, psycopg.Error) and _busy(self)
@@ -354,15 +399,11 @@ def _send(cancel: Any) -> None:
 
 def _refuse_if_used_up(conn: psycopg.Connection[Any]) -> None:
     """Raise `PoolError` unless the connection can be made as it was."""
-    if conn.closed:
-        raise PoolError("the connection is closed")
-    status = conn.info.transaction_status
-    if status not in (
-        TransactionStatus.IDLE,
-        TransactionStatus.INTRANS,
-        TransactionStatus.INERROR,
-    ):
-        raise PoolError(f"a query or a COPY is not at its end: {status.name}")
+    status = conn.pgconn.transaction_status
+    if status not in _WHOLE:
+        if conn.closed:
+            raise PoolError("the connection is closed")
+        raise PoolError(f"a query or a COPY is not at its end: {TransactionStatus(status).name}")
     if conn._pipeline is not None or conn.pgconn.pipeline_status != PipelineStatus.OFF:
         raise PoolError("a pipeline is not at its end")
     if conn._num_transactions or conn._tpc is not None:
