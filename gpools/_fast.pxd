@@ -22,6 +22,7 @@ cdef class Use(Item):
 
 cdef class Core:
     cdef public Line _line
+    cdef public bint order_as_stack
 
 
 cdef class ConnectionCore(Core):

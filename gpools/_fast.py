@@ -115,6 +115,7 @@ class Core:
     """What is quick of `gpools.Pool`."""
 
     _line: Line
+    order_as_stack: bool
 
     def get(self: Any, *, timeout: Seconds = None) -> Any:
         """Take an item, making one or waiting in line if none is idle.

@@ -83,7 +83,6 @@ class Pool(Core, Generic[T]):
 
     name: str | None = None
     min_size: int = 0
-    order_as_stack: bool = False
 
     channel = _ChannelOfPool()
 
@@ -92,6 +91,7 @@ class Pool(Core, Generic[T]):
         # call __init__, and in a __del__ after it failed.
         pool = super().__new__(cls)
         pool._line = Line(4)
+        pool.order_as_stack = False
         return pool
 
     def __init__(

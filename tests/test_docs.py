@@ -161,7 +161,8 @@ def made_by_users(value):
 
 def public(owner):
     owners = [base for base in owner.__bases__ if base.__module__ == "gpools._fast"] + [owner]
-    every = {name: value for owner in owners for name, value in vars(owner).items()}
+    every = {name: None for owner in owners for name in vars(owner).get("__annotations__", ())}
+    every |= {name: value for owner in owners for name, value in vars(owner).items()}
     names = {name: value for name, value in every.items() if not name.startswith("_")}
     if dataclasses.is_dataclass(owner):
         names |= {field.name: None for field in dataclasses.fields(owner)}
