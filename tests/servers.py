@@ -39,17 +39,19 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def free_port():
+def free_port(second=0):
     """Find a loopback port that stays free while its server is down.
 
-    Ports that the kernel gives to outgoing connections will not do: a client
-    that tries to reach the stopped server could take the port for itself, and
-    even connect to itself.
+    The port that is higher by *second* is as free.  Ports that the kernel gives
+    to outgoing connections will not do: a client that tries to reach the stopped
+    server could take the port for itself, and even connect to itself.
     """
     while True:
-        port = random.SystemRandom().randrange(15000, 32000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
+        port = random.SystemRandom().randrange(15000, 32000 - second)
+        with contextlib.suppress(OSError):
+            for wanted in {port, port + second}:
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", wanted))
             return port
 
 
@@ -222,7 +224,8 @@ class RedisServer(Server):
     """
 
     def __init__(self, port=None, password=None, unixsocket=False, config=None):
-        super().__init__(port)
+        cluster = config is not None and config.get("cluster-enabled") == "yes"
+        super().__init__(port or free_port(second=10000 if cluster else 0))  # of the cluster's bus
         self.password = password
         self.unixsocket = self.directory / "socket" if unixsocket else None
         self.config = config or {}
