@@ -1,29 +1,34 @@
 """Many greenlets that ask a real server through few connections."""
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle, islice
 
 from benchmarks import compiled
 from benchmarks.harness import Contender
 from benchmarks.page import spread
 from benchmarks.peers import COMPILED
 
-NO_POOL = "no pool, one greenlet"
+NO_POOL = "no pool, a connection each"
 
 
 @contextmanager
-def crowd(open_client, greenlets, times, option):
-    """Let so many *greenlets* each ask so many *times*, by what *open_client* yields."""
-    with open_client(option) as ask:
+def crowd(open_client, greenlets, times, each, option):
+    """Let so many *greenlets* each ask so many *times*, by what *open_client* yields.
+
+    They share that, or have one for *each*.
+    """
+    with ExitStack() as stack:
+        asks = [stack.enter_context(open_client(option)) for _ in range(greenlets if each else 1)]
         if option.quick:
             times = max(1, times // 20)
 
         def run():
             waits = []
 
-            def use():
+            def use(ask):
                 asked = begun  # all come at once, whenever they get to run
                 for _ in range(times):
                     ask()
@@ -32,7 +37,7 @@ def crowd(open_client, greenlets, times, option):
                     asked = answered
 
             begun, cpu = time.perf_counter(), time.process_time()
-            option.join([option.spawn(use) for _ in range(greenlets)])
+            option.join([option.spawn(use, ask) for ask in islice(cycle(asks), greenlets)])
             spent, cpu = time.perf_counter() - begun, time.process_time() - cpu
             waits.sort()
             return {
@@ -48,12 +53,13 @@ def crowd(open_client, greenlets, times, option):
 class Clients:
     """The contenders of a theme, by name; register them with a call.
 
-    A crowd of so many *greenlets* asks so many *times* each; of NO_POOL one greenlet asks
-    as often as all of these together.
+    A crowd of so many *greenlets* asks so many *times* each, through so many *connections*.
+    Of NO_POOL as many greenlets as connections ask as often as all of these together.
     """
 
-    def __init__(self, greenlets, times):
+    def __init__(self, greenlets, connections, times):
         self.greenlets = greenlets
+        self.connections = connections
         self.times = times
         self.opens = {}
         self.needs = {}
@@ -79,9 +85,10 @@ class Clients:
     def contenders(self):
         found = {}
         for name, open_client in self.opens.items():
-            size = (self.greenlets, self.times)
+            size = (self.greenlets, self.times, False)
             if name == NO_POOL:
-                size = (1, self.greenlets * self.times)
+                each = self.greenlets * self.times // self.connections
+                size = (self.connections, each, True)
             missing = tuple(need for need in self.needs[name] if find_spec(need) is None)
             found[name] = Contender(partial(crowd, open_client, *size), missing=missing)
         for name, like in self.compiled.items():

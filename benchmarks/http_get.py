@@ -9,7 +9,7 @@ from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 200, 20, 3
 RECIPE, REQUESTS = "httplib2 in a gevent.queue", "requests"
-client = Clients(GREENLETS, TIMES)
+client = Clients(GREENLETS, CONNECTIONS, TIMES)
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def report(results):
     text = f"""\
 Each of {GREENLETS} greenlets sends {TIMES} GETs in a row, through {CONNECTIONS} connections to an
 HTTP server on the same machine, which is a small one written in Python.
-The columns are those of Redis; no pool: one greenlet with one `httplib2.Http`.
+The columns are those of Redis; no pool: {CONNECTIONS} greenlets with an `httplib2.Http` each.
 
 {table(heads, client.rows(results, REQUESTS, "counted"))}"""
     plot = bars(

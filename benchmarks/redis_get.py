@@ -9,7 +9,7 @@ from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 200, 20, 20
 BASE = "redis BlockingConnectionPool"
-client = Clients(GREENLETS, TIMES)
+client = Clients(GREENLETS, CONNECTIONS, TIMES)
 
 
 @contextmanager
@@ -96,8 +96,8 @@ redis-server on the same machine.
 The times are those of a caller, from asking for a connection to the answer.
 CPU is the client's for one command.
 Connections: opened in all rounds, counted by the server.
-No pool: one greenlet that keeps one connection sends as many as all of them; its CPU is about
-what the client itself costs.
+No pool: {CONNECTIONS} greenlets send as many, each on a connection of its own, and wait for
+nothing but answers; no pool can be much ahead of that with the same client.
 
 {table(heads, client.rows(results, BASE, "counted"))}"""
     plot = bars(

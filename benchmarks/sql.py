@@ -8,7 +8,7 @@ from benchmarks.plots import bars
 
 GREENLETS, CONNECTIONS, TIMES = 100, 10, 10
 BASE = "psycopg_pool"
-client = Clients(GREENLETS, TIMES)
+client = Clients(GREENLETS, CONNECTIONS, TIMES)
 
 
 @contextmanager
@@ -117,7 +117,7 @@ All use psycopg, in autocommit.
 `PostgresPool` looks at the socket before each use, unless the server answered within the last
 millisecond; the others do so only where they are asked
 to, with a query.
-The columns are those of Redis.
+The columns are those of Redis; no pool: {CONNECTIONS} greenlets with a connection each.
 
 {table(heads, client.rows(results, BASE))}"""
     plot = bars(
