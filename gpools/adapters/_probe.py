@@ -27,7 +27,7 @@ def quiet(sock: socket.socket) -> bool:
         return False
     poller = _poll()
     poller.register(fd, select.POLLIN | select.POLLPRI)
-    tls = hasattr(sock, "_sslobj")
+    tls = hasattr(type(sock), "pending")  # of the instance, gevent's would look further
     if not poller.poll(0):
         return not (tls and sock.pending())  # type: ignore[attr-defined]  # read, but by nobody
     return tls and _only_tickets(sock)
