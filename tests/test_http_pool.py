@@ -21,7 +21,8 @@ from googleapiclient.discovery import build_from_document
 from googleapiclient.errors import HttpError
 
 from gpools import HttpPool, NotInUse, PoolClosed, PoolTimeout
-from gpools.adapters._probe import unread_answer
+from gpools.adapters import http as adapter
+from gpools.adapters._probe import quiet, unread_answer
 from tests.chaos import KillStorm, in_block
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REQUEST, close, hang
@@ -378,10 +379,27 @@ def test_an_answer_read_but_not_to_its_end_costs_no_second_request(http_server, 
     assert http_server.stats()["requests"] == 3
 
 
-def test_a_connection_that_is_dirty_as_it_comes_back_is_not_kept(http_server, http_pool, proxy_to):
-    """Whatever check_after says: that is about what happens to idle ones."""
+class Trusting(HttpPool):
+    def check(self, item):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("pool_class", "options"),
+    [
+        (HttpPool, {}),
+        (HttpPool, {"check_after": None}),
+        (HttpPool, {"check_after": 3600}),
+        (HttpPool, {"check": lambda http: True}),
+        (Trusting, {}),
+    ],
+)
+def test_a_connection_that_is_dirty_as_it_comes_back_is_not_kept(
+    http_server, http_pool, proxy_to, pool_class, options
+):
+    """Whatever the check is, or check_after says: that is about what happens to idle ones."""
     proxy = proxy_to(http_server)
-    pool = http_pool(check_after=None)
+    pool = http_pool(pool_class, **options)
     with pool.item() as http:
         ask(http, proxy)
         (connection,) = http.connections.values()
@@ -416,6 +434,15 @@ def test_the_check_is_made_when_it_is_due(http_server, http_pool):
             ask(pool, http_server)
         found.append(pool.checks)
     assert found == [0, 0, 3]
+
+
+def test_a_connection_from_hand_to_hand_is_looked_at_once(http_server, http_pool, monkeypatch):
+    looks = []
+    monkeypatch.setattr(adapter, "quiet", lambda sock: bool(looks.append(sock) or quiet(sock)))
+    pool = http_pool()
+    for n in range(4):
+        ask(pool, http_server)
+        assert len(looks) == n
 
 
 @pytest.mark.parametrize("caught", [True, False])

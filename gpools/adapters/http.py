@@ -44,6 +44,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
     """
 
     _http: _Clients  # what a client is made like
+    _seen_later: bool  # whatever comes back is looked at before it goes out
 
     def __init__(
         self,
@@ -59,6 +60,8 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         settings, http_options = split_settings(options)
         self._http = _Clients({"timeout": timeout, **http_options})
         settings.setdefault("check_timeout", None)  # check() does not wait
+        own = settings.get("check") or type(self).check is not HttpPool.check
+        self._seen_later = not own and settings.get("check_after", 0.0) == 0
         super().__init__(
             min_size, max_size, order_as_stack, create, timeout=get_timeout, **settings
         )
@@ -94,14 +97,17 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     def reset(self, item: httplib2.Http) -> None:
         """Drop connections in the middle of something; take back changed settings."""
-        self._http.restore(item)
-        terms = _terms(item)
+        settings = self._http.made[item]
+        settings.restore(item)
         for connection in list(item.connections.values()):
+            mine = vars(connection)
             # What a block left behind may be asking, or only connecting, still.
-            asking = getattr(connection, "asking", 0)
-            as_made = getattr(connection, "terms", None) == terms
-            if asking or not as_made or not between_requests(connection):
+            busy = mine.get("asking") or not between_requests(connection)
+            as_made = mine.get("terms") == settings.terms
+            if busy or not as_made:
                 _drop(item, connection)
+        if not self._seen_later:
+            HttpPool.check(self, item)
 
     def destroy(self, item: httplib2.Http) -> None:
         """Close the connections of *item*.
@@ -192,8 +198,6 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
 _CONNECTIONS = frozenset(("connections", "authorizations"))  # of a client, and what they brought
 
-_GONE = object()
-
 
 class _Settings:
     """What makes an `Http` answer as it does, but for its connections."""
@@ -202,38 +206,49 @@ class _Settings:
 
     def __init__(self, http: httplib2.Http) -> None:
         self.attributes = {
-            name: copy(value) if isinstance(value, (list, dict, set)) else value
-            for name, value in vars(http).items()
-            if name not in _CONNECTIONS
+            name: _copied(value) for name, value in vars(http).items() if name not in _CONNECTIONS
         }
         self.credentials = list(http.credentials.credentials)
         self.certificates = list(http.certificates.credentials)
+        self.terms = _terms(http)
+        self._note(http)
 
-    def are_those_of(self, http: httplib2.Http) -> bool:
-        """Tell whether *http* has these settings; at each return, so without copies."""
-        found = vars(http)
-        others = found.keys() & _CONNECTIONS
-        return (
-            len(found) - len(others) == len(self.attributes)
-            and all(_same(found.get(name, _GONE), value) for name, value in self.attributes.items())
+    def _note(self, http: httplib2.Http) -> None:
+        # All that a client has when nothing was changed or learnt, so that to find
+        # that is one comparison, which asks for identity first.
+        self._unchanged = {
+            **self.attributes,
+            "connections": http.connections,
+            "authorizations": [],
+        }
+
+    def restore(self, http: httplib2.Http) -> None:
+        """Give a client back the settings that it was made with."""
+        if (
+            vars(http) == self._unchanged
             and http.credentials.credentials == self.credentials
             and http.certificates.credentials == self.certificates
-        )
+        ):
+            return
+        self.apply(http)
+        # Those learnt from credentials that were taken away again, too.
+        own = {credentials[1:] for credentials in self.credentials}
+        http.authorizations = [a for a in http.authorizations if a.credentials in own]
+        self._note(http)
 
     def apply(self, http: httplib2.Http) -> None:
         own = self.attributes["credentials"], self.attributes["certificates"]
         for name in vars(http).keys() - self.attributes.keys() - _CONNECTIONS:
             delattr(http, name)
         for name, value in self.attributes.items():
-            setattr(http, name, copy(value) if isinstance(value, (list, dict, set)) else value)
+            setattr(http, name, _copied(value))
         http.credentials, http.certificates = own
         http.credentials.credentials = list(self.credentials)
         http.certificates.credentials = list(self.certificates)
 
 
-def _same(one: object, other: object) -> bool:
-    # Identity first, as where containers are compared: a cache may answer == as it likes.
-    return one is other or bool(one == other)
+def _copied(value: Any) -> Any:
+    return copy(value) if isinstance(value, (list, dict, set)) else value
 
 
 class _Clients:
@@ -258,15 +273,6 @@ class _Clients:
 
     def remember(self, http: httplib2.Http) -> None:
         self.made[http] = _Settings(http)
-
-    def restore(self, http: httplib2.Http) -> None:
-        """Give a client back the settings it was made with."""
-        settings = self.made[http]
-        if not settings.are_those_of(http):
-            settings.apply(http)
-        # Those learnt from credentials that were taken away again, too.
-        own = {credentials[1:] for credentials in settings.credentials}
-        http.authorizations = [a for a in http.authorizations if a.credentials in own]
 
 
 class _Whole:

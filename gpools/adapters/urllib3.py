@@ -63,6 +63,8 @@ class Connections(ConnectionPool[Any]):
     def __init__(self, owner: HTTPConnectionPool, max_size: int, settings: dict[str, Any]) -> None:
         self._owner = ref(owner)  # it has this one, and is to go when nobody uses it
         settings = {"order_as_stack": True, **settings}  # as urllib3 does
+        # Whatever comes back is looked at before it goes out.
+        self._seen_later = settings.get("check_after", 0.0) == 0
         settings["shed"] = copy(settings.get("shed"))  # it judges one line
         name = f"{owner.scheme}://{owner.host}:{owner.port}"
         super().__init__(max_size=max_size, name=name, check_timeout=None, **settings)
@@ -81,6 +83,8 @@ class Connections(ConnectionPool[Any]):
         """Refuse a connection in the middle of something; never switches."""
         if getattr(item, "unread", False) or not between_requests(item):
             raise PoolError("an answer was not read to its end")
+        if not (self._seen_later or self.check(item)):
+            raise PoolError("the server has hung up, or sent what nobody had asked for")
 
     def destroy(self, item: Any) -> None:
         """Close the connection."""
