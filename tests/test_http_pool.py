@@ -22,6 +22,7 @@ from googleapiclient.errors import HttpError
 
 from gpools import HttpPool, NotInUse, PoolClosed, PoolTimeout
 from gpools.adapters import http as adapter
+from gpools.adapters._answer import Answer
 from gpools.adapters._probe import quiet, unread_answer
 from tests.chaos import KillStorm, in_block
 from tests.cooperative import cooperative  # noqa: F401
@@ -262,6 +263,18 @@ def test_redirects_are_followed(http_server, http_pool):
     with pytest.raises(httplib2.RedirectMissingLocation):
         pool.request(url(http_server, status=302))
     whole(pool, http_server)
+
+
+def test_answers_are_read_in_less_time(http_server, http_pool):
+    class Own(httplib2.HTTPConnectionWithTimeout):
+        response_class = type("Response", (httplib2.http.client.HTTPResponse,), {})
+
+    for kind, answers in ((None, Answer), (Own, Own.response_class)):
+        with http_pool().item() as http:
+            assert http.request(url(http_server), connection_type=kind)[0].status == 200
+            (connection,) = http.connections.values()
+            connection.request("GET", "/")
+            assert type(connection.getresponse()) is answers
 
 
 def test_head_has_no_body(http_server, http_pool):

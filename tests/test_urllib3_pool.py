@@ -28,6 +28,7 @@ from urllib3.exceptions import ProxyError as Urllib3ProxyError
 from gpools import CoDel, NotInUse, PoolClosed, PoolFull, PoolTimeout, WrongThread
 from gpools.adapters import FairHTTPConnectionPool, FairPoolManager, FairProxyManager
 from gpools.adapters import urllib3 as adapter
+from gpools.adapters._answer import Answer
 from gpools.adapters._probe import quiet
 from tests.chaos import KillStorm
 from tests.cooperative import cooperative_urllib3  # noqa: F401
@@ -473,6 +474,13 @@ def test_a_connection_from_hand_to_hand_is_looked_at_once(http_server, manager, 
     for n in range(4):
         ask(http, http_server)
         assert len(looks) == n
+
+
+def test_answers_are_read_in_less_time(http_server, manager):
+    http = manager()
+    ask(http, http_server)
+    (conn,) = core(http, http_server).free_items
+    assert conn.response_class is Answer
 
 
 def test_to_take_an_idle_connection_never_switches(http_server, manager):

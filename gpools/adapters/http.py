@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import httplib2
 
+from gpools.adapters._answer import read_quickly
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
@@ -290,6 +291,7 @@ class _Whole:
         if not hasattr(conn, "terms"):
             conn.terms = _terms(self)  # type: ignore[arg-type]
             conn.asking = 0  # requests under way
+            read_quickly(conn)
         conn.asking += 1
         if method not in _IDEMPOTENT:
             conn.request = _only_once(conn.request)

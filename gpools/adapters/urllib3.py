@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, finalize, ref
 from gevent import getcurrent
 from greenlet import greenlet
 
+from gpools.adapters._answer import read_quickly
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet
@@ -73,7 +74,9 @@ class Connections(ConnectionPool[Any]):
         """Make a connection; urllib3 connects it when it is used."""
         owner = self._owner()
         assert owner is not None  # it is asking
-        return owner._new_conn()
+        connection = owner._new_conn()
+        read_quickly(connection)
+        return connection
 
     def check(self, item: Any) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
