@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from functools import cache
-from http.client import HTTPConnection, HTTPException, RemoteDisconnected
+from functools import cache, partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, RemoteDisconnected
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import httplib2
 
-from gpools.adapters._answer import read_quickly
+from gpools.adapters._answer import Answer
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
@@ -291,7 +291,8 @@ class _Whole:
         if not hasattr(conn, "terms"):
             conn.terms = _terms(self)  # type: ignore[arg-type]
             conn.asking = 0  # requests under way
-            read_quickly(conn)
+            if conn.response_class is HTTPResponse:
+                conn.response_class = partial(_known_answer, ref(conn))
         conn.asking += 1
         if method not in _IDEMPOTENT:
             conn.request = _only_once(conn.request)
@@ -307,6 +308,15 @@ class _Whole:
         finally:
             conn.asking -= 1
             vars(conn).pop("request", None)
+
+
+def _known_answer(connection: ref[HTTPConnection], *args: Any, **kwargs: Any) -> Answer:
+    """Make an answer that its *connection* knows, also when it says close and is on its own."""
+    answer = Answer(*args, **kwargs)
+    owner = connection()
+    if owner is not None:
+        owner.answer = answer  # type: ignore[attr-defined]
+    return answer
 
 
 def _only_once(request: Callable[..., None]) -> Callable[..., None]:
@@ -355,7 +365,7 @@ def _drop(http: httplib2.Http, connection: HTTPConnection) -> None:
 
 def _close(connection: HTTPConnection) -> None:
     """Close a connection, whoever is in the middle of reading an answer from it."""
-    answer = unread_answer(connection)
-    if answer is not None:
+    answer = vars(connection).get("answer") or unread_answer(connection)
+    if answer is not None and not answer.isclosed():
         end_answer(answer)
     connection.close()
