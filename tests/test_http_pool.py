@@ -21,7 +21,9 @@ from googleapiclient.discovery import build_from_document
 from googleapiclient.errors import HttpError
 
 from gpools import HttpPool, NotInUse, PoolClosed, PoolTimeout
-from gpools.adapters._probe import unread_answer
+from gpools.adapters import http as adapter
+from gpools.adapters._answer import Answer
+from gpools.adapters._probe import quiet
 from tests.chaos import KillStorm, in_block
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REQUEST, close, hang
@@ -263,6 +265,18 @@ def test_redirects_are_followed(http_server, http_pool):
     whole(pool, http_server)
 
 
+def test_answers_are_read_in_less_time(http_server, http_pool):
+    class Own(httplib2.HTTPConnectionWithTimeout):
+        response_class = type("Response", (httplib2.http.client.HTTPResponse,), {})
+
+    for kind, answers in ((None, Answer), (Own, Own.response_class)):
+        with http_pool().item() as http:
+            assert http.request(url(http_server), connection_type=kind)[0].status == 200
+            (connection,) = http.connections.values()
+            connection.request("GET", "/")
+            assert type(connection.getresponse()) is answers
+
+
 def test_head_has_no_body(http_server, http_pool):
     pool = http_pool()
     for _ in range(2):
@@ -378,10 +392,27 @@ def test_an_answer_read_but_not_to_its_end_costs_no_second_request(http_server, 
     assert http_server.stats()["requests"] == 3
 
 
-def test_a_connection_that_is_dirty_as_it_comes_back_is_not_kept(http_server, http_pool, proxy_to):
-    """Whatever check_after says: that is about what happens to idle ones."""
+class Trusting(HttpPool):
+    def check(self, item):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("pool_class", "options"),
+    [
+        (HttpPool, {}),
+        (HttpPool, {"check_after": None}),
+        (HttpPool, {"check_after": 3600}),
+        (HttpPool, {"check": lambda http: True}),
+        (Trusting, {}),
+    ],
+)
+def test_a_connection_that_is_dirty_as_it_comes_back_is_not_kept(
+    http_server, http_pool, proxy_to, pool_class, options
+):
+    """Whatever the check is, or check_after says: that is about what happens to idle ones."""
     proxy = proxy_to(http_server)
-    pool = http_pool(check_after=None)
+    pool = http_pool(pool_class, **options)
     with pool.item() as http:
         ask(http, proxy)
         (connection,) = http.connections.values()
@@ -416,6 +447,15 @@ def test_the_check_is_made_when_it_is_due(http_server, http_pool):
             ask(pool, http_server)
         found.append(pool.checks)
     assert found == [0, 0, 3]
+
+
+def test_a_connection_from_hand_to_hand_is_looked_at_once(http_server, http_pool, monkeypatch):
+    looks = []
+    monkeypatch.setattr(adapter, "quiet", lambda sock: bool(looks.append(sock) or quiet(sock)))
+    pool = http_pool()
+    for n in range(4):
+        ask(pool, http_server)
+        assert len(looks) == n
 
 
 @pytest.mark.parametrize("caught", [True, False])
@@ -458,20 +498,26 @@ def test_errors_of_connecting_come_out_as_they_are(http_server, http_pool, proxy
 
 
 @pytest.mark.parametrize("how", ["put", "discard"])
+@pytest.mark.parametrize("query", [{}, {"body": "chunked"}, {"close": 1}])
 def test_an_answer_that_another_greenlet_still_reads_ends_with_its_client(
-    http_server, http_pool, how
+    http_server, http_pool, how, query
 ):
     """Its buffered file lets nobody close it meanwhile, nor was any other connection closed."""
     pool = http_pool()
     for _ in range(3):
         http = pool.get()
-        reader = spawn(ask, http, http_server, size=1000, drip=0.05)
-        until(lambda http=http: any(map(unread_answer, http.connections.values())))
+        reader = spawn(ask, http, http_server, size=1000, drip=0.05, **query)
+        until(lambda http=http: any(map(has_begun, http.connections.values())))
         getattr(pool, how)(http)
         with pytest.raises(OSError, match="another greenlet"):
             reader.get(timeout=5)
         until(lambda: http_server.stats()["open"] == 0)
     whole(pool, http_server)
+
+
+def has_begun(connection):
+    """Tell whether the headers of an answer were read; where they say close, it is on its own."""
+    return getattr(vars(connection).get("answer"), "headers", None) is not None
 
 
 def test_a_connection_that_another_greenlet_still_connects_is_not_the_next_users(

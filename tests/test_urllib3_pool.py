@@ -27,6 +27,8 @@ from urllib3.exceptions import ProxyError as Urllib3ProxyError
 
 from gpools import CoDel, NotInUse, PoolClosed, PoolFull, PoolTimeout, WrongThread
 from gpools.adapters import FairHTTPConnectionPool, FairPoolManager, FairProxyManager
+from gpools.adapters import urllib3 as adapter
+from gpools.adapters._answer import Answer
 from gpools.adapters._probe import quiet
 from tests.chaos import KillStorm
 from tests.cooperative import cooperative_urllib3  # noqa: F401
@@ -446,6 +448,39 @@ def test_stray_bytes_are_read_by_nobody(http_server, proxy_to, manager):
     proxy.links[0].client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     assert ask(http, proxy, tag="mine")["tag"] == "mine"
     assert proxy.made == 2
+
+
+@pytest.mark.parametrize("check_after", [0, None])
+def test_a_connection_that_is_dirty_as_it_comes_back_is_not_kept(
+    http_server, proxy_to, manager, check_after
+):
+    """Whatever check_after says: that is about what happens to idle ones."""
+    proxy = proxy_to(http_server)
+    http = manager(check_after=check_after)
+    ask(http, proxy)
+    pool = http.connection_from_url(url(proxy))
+    conn = pool._get_conn()
+    proxy.links[0].client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    until(lambda: not quiet(conn.sock))
+    pool._put_conn(conn)
+    assert ask(http, proxy, tag="mine")["tag"] == "mine"
+    assert proxy.made == 2
+
+
+def test_a_connection_from_hand_to_hand_is_looked_at_once(http_server, manager, monkeypatch):
+    looks = []
+    monkeypatch.setattr(adapter, "quiet", lambda sock: bool(looks.append(sock) or quiet(sock)))
+    http = manager()
+    for n in range(4):
+        ask(http, http_server)
+        assert len(looks) == n
+
+
+def test_answers_are_read_in_less_time(http_server, manager):
+    http = manager()
+    ask(http, http_server)
+    (conn,) = core(http, http_server).free_items
+    assert conn.response_class is Answer
 
 
 def test_to_take_an_idle_connection_never_switches(http_server, manager):

@@ -27,18 +27,17 @@ def quiet(sock: socket.socket) -> bool:
         return False
     poller = _poll()
     poller.register(fd, select.POLLIN | select.POLLPRI)
-    tls = hasattr(sock, "_sslobj")
+    tls = hasattr(type(sock), "pending")  # of the instance, gevent's would look further
     if not poller.poll(0):
         return not (tls and sock.pending())  # type: ignore[attr-defined]  # read, but by nobody
     return tls and _only_tickets(sock)
 
 
 def between_requests(connection: HTTPConnection) -> bool:
-    """Tell whether a connection has answered all that it was asked, and is still good if open."""
+    """Tell whether a connection has answered all that it was asked; its socket is not looked at."""
     # http.client knows, but keeps it to itself.
-    if getattr(connection, "_HTTPConnection__state", None) != "Idle":
-        return False
-    return unread_answer(connection) is None and (connection.sock is None or quiet(connection.sock))
+    idle = getattr(connection, "_HTTPConnection__state", None) == "Idle"
+    return idle and unread_answer(connection) is None
 
 
 def unread_answer(connection: HTTPConnection) -> HTTPResponse | None:

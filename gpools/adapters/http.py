@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from functools import cache
-from http.client import HTTPConnection, HTTPException, RemoteDisconnected
+from functools import cache, partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, RemoteDisconnected
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import httplib2
 
+from gpools.adapters._answer import Answer
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
@@ -44,6 +45,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
     """
 
     _http: _Clients  # what a client is made like
+    _seen_later: bool  # whatever comes back is looked at before it goes out
 
     def __init__(
         self,
@@ -59,6 +61,8 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         settings, http_options = split_settings(options)
         self._http = _Clients({"timeout": timeout, **http_options})
         settings.setdefault("check_timeout", None)  # check() does not wait
+        own = settings.get("check") or type(self).check is not HttpPool.check
+        self._seen_later = not own and settings.get("check_after", 0.0) == 0
         super().__init__(
             min_size, max_size, order_as_stack, create, timeout=get_timeout, **settings
         )
@@ -94,14 +98,17 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     def reset(self, item: httplib2.Http) -> None:
         """Drop connections in the middle of something; take back changed settings."""
-        self._http.restore(item)
-        terms = _terms(item)
+        settings = self._http.made[item]
+        settings.restore(item)
         for connection in list(item.connections.values()):
+            mine = vars(connection)
             # What a block left behind may be asking, or only connecting, still.
-            asking = getattr(connection, "asking", 0)
-            as_made = getattr(connection, "terms", None) == terms
-            if asking or not as_made or not between_requests(connection):
+            busy = mine.get("asking") or not between_requests(connection)
+            as_made = mine.get("terms") == settings.terms
+            if busy or not as_made:
                 _drop(item, connection)
+        if not self._seen_later:
+            HttpPool.check(self, item)
 
     def destroy(self, item: httplib2.Http) -> None:
         """Close the connections of *item*.
@@ -192,8 +199,6 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
 _CONNECTIONS = frozenset(("connections", "authorizations"))  # of a client, and what they brought
 
-_GONE = object()
-
 
 class _Settings:
     """What makes an `Http` answer as it does, but for its connections."""
@@ -202,38 +207,49 @@ class _Settings:
 
     def __init__(self, http: httplib2.Http) -> None:
         self.attributes = {
-            name: copy(value) if isinstance(value, (list, dict, set)) else value
-            for name, value in vars(http).items()
-            if name not in _CONNECTIONS
+            name: _copied(value) for name, value in vars(http).items() if name not in _CONNECTIONS
         }
         self.credentials = list(http.credentials.credentials)
         self.certificates = list(http.certificates.credentials)
+        self.terms = _terms(http)
+        self._note(http)
 
-    def are_those_of(self, http: httplib2.Http) -> bool:
-        """Tell whether *http* has these settings; at each return, so without copies."""
-        found = vars(http)
-        others = found.keys() & _CONNECTIONS
-        return (
-            len(found) - len(others) == len(self.attributes)
-            and all(_same(found.get(name, _GONE), value) for name, value in self.attributes.items())
+    def _note(self, http: httplib2.Http) -> None:
+        # All that a client has when nothing was changed or learnt, so that to find
+        # that is one comparison, which asks for identity first.
+        self._unchanged = {
+            **self.attributes,
+            "connections": http.connections,
+            "authorizations": [],
+        }
+
+    def restore(self, http: httplib2.Http) -> None:
+        """Give a client back the settings that it was made with."""
+        if (
+            vars(http) == self._unchanged
             and http.credentials.credentials == self.credentials
             and http.certificates.credentials == self.certificates
-        )
+        ):
+            return
+        self.apply(http)
+        # Those learnt from credentials that were taken away again, too.
+        own = {credentials[1:] for credentials in self.credentials}
+        http.authorizations = [a for a in http.authorizations if a.credentials in own]
+        self._note(http)
 
     def apply(self, http: httplib2.Http) -> None:
         own = self.attributes["credentials"], self.attributes["certificates"]
         for name in vars(http).keys() - self.attributes.keys() - _CONNECTIONS:
             delattr(http, name)
         for name, value in self.attributes.items():
-            setattr(http, name, copy(value) if isinstance(value, (list, dict, set)) else value)
+            setattr(http, name, _copied(value))
         http.credentials, http.certificates = own
         http.credentials.credentials = list(self.credentials)
         http.certificates.credentials = list(self.certificates)
 
 
-def _same(one: object, other: object) -> bool:
-    # Identity first, as where containers are compared: a cache may answer == as it likes.
-    return one is other or bool(one == other)
+def _copied(value: Any) -> Any:
+    return copy(value) if isinstance(value, (list, dict, set)) else value
 
 
 class _Clients:
@@ -259,15 +275,6 @@ class _Clients:
     def remember(self, http: httplib2.Http) -> None:
         self.made[http] = _Settings(http)
 
-    def restore(self, http: httplib2.Http) -> None:
-        """Give a client back the settings it was made with."""
-        settings = self.made[http]
-        if not settings.are_those_of(http):
-            settings.apply(http)
-        # Those learnt from credentials that were taken away again, too.
-        own = {credentials[1:] for credentials in settings.credentials}
-        http.authorizations = [a for a in http.authorizations if a.credentials in own]
-
 
 class _Whole:
     """Mixed into `httplib2.Http`: a request that ends by an error ends its connection.
@@ -284,6 +291,8 @@ class _Whole:
         if not hasattr(conn, "terms"):
             conn.terms = _terms(self)  # type: ignore[arg-type]
             conn.asking = 0  # requests under way
+            if conn.response_class is HTTPResponse:
+                conn.response_class = partial(_known_answer, ref(conn))
         conn.asking += 1
         if method not in _IDEMPOTENT:
             conn.request = _only_once(conn.request)
@@ -299,6 +308,15 @@ class _Whole:
         finally:
             conn.asking -= 1
             vars(conn).pop("request", None)
+
+
+def _known_answer(connection: ref[HTTPConnection], *args: Any, **kwargs: Any) -> Answer:
+    """Make an answer that its *connection* knows, also when it says close and is on its own."""
+    answer = Answer(*args, **kwargs)
+    owner = connection()
+    if owner is not None:
+        owner.answer = answer  # type: ignore[attr-defined]
+    return answer
 
 
 def _only_once(request: Callable[..., None]) -> Callable[..., None]:
@@ -347,7 +365,7 @@ def _drop(http: httplib2.Http, connection: HTTPConnection) -> None:
 
 def _close(connection: HTTPConnection) -> None:
     """Close a connection, whoever is in the middle of reading an answer from it."""
-    answer = unread_answer(connection)
-    if answer is not None:
+    answer = vars(connection).get("answer") or unread_answer(connection)
+    if answer is not None and not answer.isclosed():
         end_answer(answer)
     connection.close()

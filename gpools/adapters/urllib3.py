@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, finalize, ref
 from gevent import getcurrent
 from greenlet import greenlet
 
+from gpools.adapters._answer import read_quickly
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet
@@ -63,6 +64,8 @@ class Connections(ConnectionPool[Any]):
     def __init__(self, owner: HTTPConnectionPool, max_size: int, settings: dict[str, Any]) -> None:
         self._owner = ref(owner)  # it has this one, and is to go when nobody uses it
         settings = {"order_as_stack": True, **settings}  # as urllib3 does
+        # Whatever comes back is looked at before it goes out.
+        self._seen_later = settings.get("check_after", 0.0) == 0
         settings["shed"] = copy(settings.get("shed"))  # it judges one line
         name = f"{owner.scheme}://{owner.host}:{owner.port}"
         super().__init__(max_size=max_size, name=name, check_timeout=None, **settings)
@@ -71,7 +74,9 @@ class Connections(ConnectionPool[Any]):
         """Make a connection; urllib3 connects it when it is used."""
         owner = self._owner()
         assert owner is not None  # it is asking
-        return owner._new_conn()
+        connection = owner._new_conn()
+        read_quickly(connection)
+        return connection
 
     def check(self, item: Any) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
@@ -81,6 +86,8 @@ class Connections(ConnectionPool[Any]):
         """Refuse a connection in the middle of something; never switches."""
         if getattr(item, "unread", False) or not between_requests(item):
             raise PoolError("an answer was not read to its end")
+        if not (self._seen_later or self.check(item)):
+            raise PoolError("the server has hung up, or sent what nobody had asked for")
 
     def destroy(self, item: Any) -> None:
         """Close the connection."""
