@@ -56,7 +56,8 @@ def _message(text: str) -> HTTPMessage:
 def _with_our_parser(function: FunctionType) -> Any:
     """Return *function* as it is, but for the `parse_headers` that it calls."""
     names = {**function.__globals__, "parse_headers": parse_headers}
-    made = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
+    what = function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    made = FunctionType(*what)
     made.__kwdefaults__ = function.__kwdefaults__
     return made
 
