@@ -17,7 +17,8 @@ from gevent import GreenletExit, Timeout
 from gevent.queue import LifoQueue
 
 from gpools import ConnectionPool, PoolTimeout, RedisPool, WrongThread
-from gpools.adapters import redis_py
+from gpools.adapters import _redis_connection, redis_py
+from gpools.adapters._probe import A_MOMENT
 from gpools.adapters.redis_py import FairConnectionPool, FairSentinelConnectionPool
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REPLY, close, hang
@@ -623,9 +624,49 @@ def test_a_connection_that_died_idle_is_not_handed_out(redis_server, proxy_to, f
         until(lambda: proxy.open == 0)
     else:
         proxy.links[0].client.sendall(b"+foreign\r\n")
+    gevent.sleep(A_MOMENT)
     assert client.echo("mine") == "mine"
     assert client.client_id() != first
     whole(client, redis_server)
+
+
+@pytest.mark.parametrize("how", ["closed", "stray bytes"])
+def test_a_connection_that_died_in_use_is_not_put_back(redis_server, proxy_to, fair, how):
+    """Whatever check_after says: that is about what happens to idle ones."""
+    proxy = proxy_to(redis_server)
+    client = fair(proxy, check_after=None)
+    connection = client.connection_pool.get_connection()
+    if how == "closed":
+        proxy.close_all()
+    else:
+        proxy.links[0].client.sendall(b"+foreign\r\n")
+    gevent.sleep(A_MOMENT)
+    client.connection_pool.release(connection)
+    assert not connection.open
+    assert client.echo("mine") == "mine"
+    whole(client, redis_server)
+
+
+def test_who_answered_just_now_is_not_looked_at(redis_server, fair, monkeypatch):
+    looks = []
+
+    def look(sock):
+        looks.append(sock)
+        return quiet(sock)
+
+    quiet = _redis_connection.quiet
+    monkeypatch.setattr(_redis_connection, "quiet", look)
+    client = fair(redis_server)
+
+    def unseen():
+        before = len(looks)
+        client.ping()
+        return len(looks) == before
+
+    until(unseen)  # on a slow machine it may take more than one attempt
+    gevent.sleep(A_MOMENT)
+    client.ping()
+    assert looks
 
 
 @pytest.mark.parametrize("ending", [GreenletExit, Timeout])
@@ -891,6 +932,7 @@ class Metrics:
     def __init__(self, monkeypatch):
         self.counts = {}
         self.created = self.waits = 0
+        monkeypatch.setattr(redis_py, "observed", lambda: True)
         monkeypatch.setattr(redis_py, "record_connection_count", self.count)
         monkeypatch.setattr(redis.connection, "record_connection_count", self.count)
         monkeypatch.setattr(redis_py, "record_connection_create_time", self.create)
