@@ -124,9 +124,6 @@ class OneConnection(redis.ConnectionPool):
         self.connection.retire()
 
 
-# Options that tell redis-py to read or take a reply in another way.
-_READ_ELSE = frozenset({NEVER_DECODE, EMPTY_RESPONSE})
-
 _GONE = object()
 _OWN_WAY = ("execute_command", "_execute_command", "parse_response")
 
@@ -171,7 +168,8 @@ def pooled(client_class: type[Any], plain: bool) -> type[Any]:
                 type(only) is not OneConnection
                 or only.lent
                 or not leaves_nothing(args[0])
-                or not options.keys().isdisjoint(_READ_ELSE)
+                or NEVER_DECODE in options
+                or EMPTY_RESPONSE in options
                 or observed()
             ):
                 return super()._execute_command(*args, **options)
