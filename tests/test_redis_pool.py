@@ -985,6 +985,44 @@ def test_a_connection_cut_in_the_handshake_costs_no_slot(redis_server, redis_poo
     whole(pool, redis_server)
 
 
+# Sending
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_command_larger_than_any_buffer_arrives_whole(redis_server, redis_pool, kind):
+    value = bytes(range(256)) * 40_000
+    pool = redis_pool(redis_server, decode_responses=False)
+    with pool.item() as client:
+        redis_server.freeze()
+        user = spawn(client.set, "key", kind(value))
+        settle()
+        redis_server.thaw()
+        assert user.get(timeout=10)
+        assert client.get("key") == value
+    assert number(pool)
+
+
+def test_a_server_that_takes_no_more_is_given_up(redis_server, redis_pool):
+    pool = redis_pool(redis_server, socket_timeout=0.1)
+    idle(pool)
+    redis_server.freeze()
+    try:
+        with pytest.raises(redis.TimeoutError), pool.item() as client:
+            client.set("key", bytes(20_000_000))
+    finally:
+        redis_server.thaw()
+    whole(pool, redis_server)
+
+
+def test_the_size_of_the_buffer_is_not_asked_for(redis_server, redis_pool, monkeypatch):
+    """gevent's sendall() does so before each command, and that costs as much as to send it."""
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        monkeypatch.setattr(gevent.socket.socket, "getsockopt", boom, raising=False)
+        assert client.set("key", "value")
+        assert client.get("key") == "value"
+
+
 # Waiting for the server
 
 

@@ -16,6 +16,7 @@ import redis
 
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import JUST_NOW, quiet
+from gpools.adapters._short_send import short_send
 from gpools.connection import ConnectionPool
 from gpools.errors import PoolError
 
@@ -134,7 +135,7 @@ class Tracked:
         if self.retired:
             raise redis.ConnectionError("the pool has closed this connection for good")
         try:
-            return super()._connect()  # type: ignore[misc]
+            return short_send(super()._connect())  # type: ignore[misc]
         except BaseException as error:
             close_half_open(self, error)
             raise
