@@ -175,7 +175,8 @@ def pooled(client_class: type[Any], plain: bool) -> type[Any]:
                 return super()._execute_command(*args, **options)
             connection = only.get_connection()
             try:
-                reply = connection.ask(args)
+                connection.send_command(*args)
+                reply = connection.read_response()
             finally:
                 only.release(connection)
             callback = self.__dict__["response_callbacks"].get(args[0])

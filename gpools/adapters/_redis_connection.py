@@ -149,7 +149,7 @@ class Tracked:
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         if leaves_nothing(args[0]) and not self.health_check_interval:  # type: ignore[attr-defined]
             # Most do; what follows would come to the same.
-            packed = super().pack_command(*args)  # type: ignore[misc]
+            packed = self._command_packer.pack(*args)  # type: ignore[attr-defined]
             self._unwatching = False
             if not self._shaking_hands:
                 self.owed += 1
@@ -191,24 +191,6 @@ class Tracked:
             self._note(command)
         return packed
 
-    def ask(self, args: tuple[Any, ...]) -> Any:
-        """Send a command that leaves nothing behind; return its reply."""
-        if self.health_check_interval:  # type: ignore[attr-defined]
-            self.send_command(*args)
-            return self.read_response()
-        # As these two would, in fewer steps.
-        packed = super().pack_command(*args)  # type: ignore[misc]
-        self.owed += 1
-        super().send_packed_command(packed, False)  # type: ignore[misc]
-        try:
-            reply = super().read_response()  # type: ignore[misc]
-        except redis.ResponseError:
-            self.owed -= 1
-            raise
-        self.owed -= 1
-        self.heard = monotonic()
-        return reply
-
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             reply = super().read_response(*args, **kwargs)  # type: ignore[misc]
@@ -219,9 +201,10 @@ class Tracked:
             # As in `send_command`.
             self._see_reset_through(error)
             raise
-        if not kwargs.get("push_request"):  # else it may be a message, which was not owed
-            self._read_one()
         self.heard = monotonic()
+        if not kwargs or not kwargs.get("push_request"):
+            self._read_one()
+        # else it may be a message, which was not owed
         return reply
 
     def _see_reset_through(self, error: BaseException) -> None:
