@@ -398,6 +398,19 @@ class OneMaster:
         return [self.server.address]
 
 
+def test_a_connection_to_the_former_master_is_closed_as_it_comes_back(redis_server, proxy_to):
+    sentinel = OneMaster(proxy_to(redis_server))
+    pool = FairSentinelConnectionPool("orders", sentinel, max_connections=2)
+    former = pool.get_connection()
+    sentinel.server = proxy_to(redis_server)
+    latter = pool.get_connection()
+    for connection in (former, latter):
+        pool.release(connection)
+    assert not former.open
+    assert latter.open
+    pool.connections.close()
+
+
 def killed_in_a_command(client, proxy):
     """Kill a greenlet that waits for its reply; return what the next one gets."""
     client.ping()
@@ -657,6 +670,7 @@ def test_who_answered_just_now_is_not_looked_at(redis_server, fair, monkeypatch)
     quiet = _redis_connection.quiet
     monkeypatch.setattr(_redis_connection, "quiet", look)
     client = fair(redis_server)
+    client.ping()
 
     def unseen():
         before = len(looks)
@@ -1007,6 +1021,10 @@ def test_nobody_is_asked_for_notices_unless_told(redis_server, proxy_to, fair):
     assert client.echo("mine") == "mine"
     assert proxy.made == made  # a notice is not a reason to close it
     connection = client.connection_pool.get_connection()
+    proxy.links[-1].client.sendall(b">2\r\n+MIGRATING\r\n:2\r\n")
+    gevent.sleep(0.05)
+    client.connection_pool.release(connection)
+    assert client.connection_pool.get_connection() is connection
     client.connection_pool.update_active_connections_for_reconnect()
     client.connection_pool.release(connection)
     assert not connection.open

@@ -800,6 +800,7 @@ def test_who_answered_just_now_is_not_looked_at(redis_server, redis_pool, monkey
     quiet = _redis_connection.quiet
     monkeypatch.setattr(_redis_connection, "quiet", look)
     pool = redis_pool(redis_server)
+    number(pool)
 
     def unseen():
         before = len(looks)
@@ -1245,6 +1246,21 @@ def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_serve
     assert redis_server.stats()["accepted"] == 1
 
 
+def test_a_user_who_leaves_nothing_costs_nothing(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+
+    def used(use):
+        with pool.item() as client:
+            use(client)
+        return vars(client)["connection_pool"]
+
+    first = used(lambda client: client.get("k"))
+    assert used(lambda client: client.get("k")) is first
+    second = used(lambda client: client.pipeline().get("k").execute())
+    assert second is not first
+    assert used(lambda client: client.get("k")) is second
+
+
 def test_a_client_that_was_given_another_connection_pool_works_and_goes(redis_server, redis_pool):
     pool = redis_pool(redis_server)
     other = redis.ConnectionPool(host=redis_server.host, port=redis_server.port)
@@ -1325,6 +1341,15 @@ def test_a_client_class_with_a_way_of_its_own_keeps_it(redis_server, redis_pool)
         assert client.echo("mine") == "MINE"
 
 
+@pytest.mark.skipif(not hasattr(redis.Redis, "_himport_execute_set"), reason="not in this redis-py")
+def test_what_redis_py_does_for_one_command_is_done(redis_server, redis_pool, monkeypatch):
+    pool = redis_pool(redis_server)
+    monkeypatch.setattr(redis.Redis, "_himport_execute_set", lambda self, conn, *words: words)
+    with pool.item() as client:
+        answer = client.execute_command("HIMPORT", "SET", "key", "fields", "a", "b")
+    assert answer == ("key", "fields", ["a", "b"])
+
+
 def test_health_checks_are_made_where_they_are_asked_for(redis_server, redis_pool, proxy_to):
     proxy = proxy_to(redis_server)
     pool = redis_pool(proxy, health_check_interval=0.001)
@@ -1346,6 +1371,7 @@ def test_commands_are_in_redis_pys_metrics(redis_server, redis_pool, monkeypatch
 
     commands = []
     pool = redis_pool(redis_server)
+    number(pool)
     if collecting:
         monkeypatch.setattr(recorder, "_metrics_collector", Collector())
     else:  # but somebody is about to

@@ -166,8 +166,7 @@ def pooled(client_class: type[Any], plain: bool) -> type[Any]:
             only = self.__dict__["connection_pool"]
             if (
                 type(only) is not OneConnection
-                or only.lent
-                or not leaves_nothing(args[0])
+                or not leaves_nothing(args[0])  # HIMPORT is the client's affair
                 or NEVER_DECODE in options
                 or EMPTY_RESPONSE in options
                 or observed()
