@@ -12,7 +12,7 @@ from gevent import Timeout
 from gevent.event import Event
 from greenlet import greenlet
 
-from gpools import ConnectionPool, Pool, PoolClosed, PoolTimeout
+from gpools import ConnectionPool, Pool, PoolClosed, PoolTimeout, _within
 from tests.hostile import Gate, error, full_check, killed, never, ok, slow, stale, timed_out
 from tests.waiting import settle, spawn, until
 from tests.watching import all_gone, both, invariants_hold, make  # noqa: F401
@@ -775,13 +775,12 @@ def test_put_from_a_finalizer_just_before_a_get_waits(kind, monkeypatch):
     gate = Gate()
     pool = make(kind, gate, max_size=1)
     item = pool.get()
-    start_new = Timeout.start_new
 
-    def put_and_start(*args, **kwargs):
+    def put_and_get_hub():
         pool.put(item)
-        return start_new(*args, **kwargs)
+        return gevent.get_hub()
 
-    monkeypatch.setattr(Timeout, "start_new", put_and_start)
+    monkeypatch.setattr(_within, "get_hub", put_and_get_hub)
     getter = spawn(pool.get, timeout=5)
     settle()
     monkeypatch.undo()
