@@ -989,7 +989,7 @@ def test_a_connection_cut_in_the_handshake_costs_no_slot(redis_server, redis_poo
 # Sending
 
 
-@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize("kind", [bytes, memoryview])
 def test_a_command_larger_than_any_buffer_arrives_whole(redis_server, redis_pool, kind):
     value = bytes(range(256)) * 40_000
     pool = redis_pool(redis_server, decode_responses=False)
@@ -1246,6 +1246,9 @@ def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_serve
     assert redis_server.stats()["accepted"] == 1
 
 
+@pytest.mark.skipif(
+    not hasattr(redis.Redis, "_execute_command"), reason="this redis-py takes the callbacks itself"
+)
 def test_a_user_who_leaves_nothing_costs_nothing(redis_server, redis_pool):
     pool = redis_pool(redis_server)
 
