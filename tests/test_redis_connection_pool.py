@@ -17,7 +17,8 @@ from gevent import GreenletExit, Timeout
 from gevent.queue import LifoQueue
 
 from gpools import ConnectionPool, PoolTimeout, RedisPool, WrongThread
-from gpools.adapters import redis_py
+from gpools.adapters import _redis_connection, redis_py
+from gpools.adapters._probe import A_MOMENT
 from gpools.adapters.redis_py import FairConnectionPool, FairSentinelConnectionPool
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REPLY, close, hang
@@ -397,6 +398,19 @@ class OneMaster:
         return [self.server.address]
 
 
+def test_a_connection_to_the_former_master_is_closed_as_it_comes_back(redis_server, proxy_to):
+    sentinel = OneMaster(proxy_to(redis_server))
+    pool = FairSentinelConnectionPool("orders", sentinel, max_connections=2)
+    former = pool.get_connection()
+    sentinel.server = proxy_to(redis_server)
+    latter = pool.get_connection()
+    for connection in (former, latter):
+        pool.release(connection)
+    assert not former.open
+    assert latter.open
+    pool.connections.close()
+
+
 def killed_in_a_command(client, proxy):
     """Kill a greenlet that waits for its reply; return what the next one gets."""
     client.ping()
@@ -623,9 +637,50 @@ def test_a_connection_that_died_idle_is_not_handed_out(redis_server, proxy_to, f
         until(lambda: proxy.open == 0)
     else:
         proxy.links[0].client.sendall(b"+foreign\r\n")
+    gevent.sleep(A_MOMENT)
     assert client.echo("mine") == "mine"
     assert client.client_id() != first
     whole(client, redis_server)
+
+
+@pytest.mark.parametrize("how", ["closed", "stray bytes"])
+def test_a_connection_that_died_in_use_is_not_put_back(redis_server, proxy_to, fair, how):
+    """Whatever check_after says: that is about what happens to idle ones."""
+    proxy = proxy_to(redis_server)
+    client = fair(proxy, check_after=None)
+    connection = client.connection_pool.get_connection()
+    if how == "closed":
+        proxy.close_all()
+    else:
+        proxy.links[0].client.sendall(b"+foreign\r\n")
+    gevent.sleep(A_MOMENT)
+    client.connection_pool.release(connection)
+    assert not connection.open
+    assert client.echo("mine") == "mine"
+    whole(client, redis_server)
+
+
+def test_who_answered_just_now_is_not_looked_at(redis_server, fair, monkeypatch):
+    looks = []
+
+    def look(sock):
+        looks.append(sock)
+        return quiet(sock)
+
+    quiet = _redis_connection.quiet
+    monkeypatch.setattr(_redis_connection, "quiet", look)
+    client = fair(redis_server)
+    client.ping()
+
+    def unseen():
+        before = len(looks)
+        client.ping()
+        return len(looks) == before
+
+    until(unseen)  # on a slow machine it may take more than one attempt
+    gevent.sleep(A_MOMENT)
+    client.ping()
+    assert looks
 
 
 @pytest.mark.parametrize("ending", [GreenletExit, Timeout])
@@ -891,6 +946,7 @@ class Metrics:
     def __init__(self, monkeypatch):
         self.counts = {}
         self.created = self.waits = 0
+        monkeypatch.setattr(redis_py, "observed", lambda: True)
         monkeypatch.setattr(redis_py, "record_connection_count", self.count)
         monkeypatch.setattr(redis.connection, "record_connection_count", self.count)
         monkeypatch.setattr(redis_py, "record_connection_create_time", self.create)
@@ -965,6 +1021,10 @@ def test_nobody_is_asked_for_notices_unless_told(redis_server, proxy_to, fair):
     assert client.echo("mine") == "mine"
     assert proxy.made == made  # a notice is not a reason to close it
     connection = client.connection_pool.get_connection()
+    proxy.links[-1].client.sendall(b">2\r\n+MIGRATING\r\n:2\r\n")
+    gevent.sleep(0.05)
+    client.connection_pool.release(connection)
+    assert client.connection_pool.get_connection() is connection
     client.connection_pool.update_active_connections_for_reconnect()
     client.connection_pool.release(connection)
     assert not connection.open

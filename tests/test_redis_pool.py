@@ -14,6 +14,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gpools import ConnectionPool, NotInUse, PoolError, PoolFull, PoolTimeout, RedisPool
+from gpools.adapters import _redis_connection
+from gpools.adapters._probe import A_MOMENT
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import close, hang
 from tests.servers import RedisServer
@@ -762,10 +764,62 @@ def test_a_connection_that_died_idle_is_not_handed_out(
         until(lambda: proxy.open == 0)
     else:
         proxy.links[0].client.sendall(b"+foreign\r\n")
+    gevent.sleep(A_MOMENT)
     with pool.item() as client:
         assert client.echo("mine") == "mine"
         assert client.client_id() != first
     whole(pool, redis_server)
+
+
+@pytest.mark.parametrize("how", ["closed", "stray bytes", "disconnected"])
+def test_a_connection_that_died_in_use_is_not_put_back(redis_server, redis_pool, proxy_to, how):
+    """Whatever check_after says: that is about what happens to idle ones."""
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy, check_after=None)
+    with pool.item() as client:
+        first = client.client_id()
+        if how == "closed":
+            proxy.close_all()
+        elif how == "disconnected":
+            client.connection_pool.disconnect()
+        else:
+            proxy.links[0].client.sendall(b"+foreign\r\n")
+        gevent.sleep(A_MOMENT)
+    until(lambda: pool.current_size == 0)
+    assert number(pool) != first
+
+
+def test_who_answered_just_now_is_not_looked_at(redis_server, redis_pool, monkeypatch):
+    """Each look is a call of the system, and a busy pool has no use for them."""
+    looks = []
+
+    def look(sock):
+        looks.append(sock)
+        return quiet(sock)
+
+    quiet = _redis_connection.quiet
+    monkeypatch.setattr(_redis_connection, "quiet", look)
+    pool = redis_pool(redis_server)
+    number(pool)
+
+    def unseen():
+        before = len(looks)
+        number(pool)
+        return len(looks) == before
+
+    until(unseen)  # on a slow machine it may take more than one attempt
+    with pool.item():
+        gevent.sleep(A_MOMENT)
+    assert looks
+
+
+def test_who_had_itself_killed_is_not_the_next_ones(redis_server, redis_pool):
+    """The server answers first, and then hangs up."""
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        own = client.client_id()
+        client.execute_command("CLIENT", "KILL", "ID", own, "SKIPME", "no")
+    assert number(pool) != own
 
 
 def test_what_came_along_with_the_last_reply_is_read_by_nobody(redis_server, redis_pool):
@@ -793,11 +847,18 @@ def test_the_check_is_made_when_it_is_due(redis_server, redis_pool):
 
     never = redis_pool(redis_server, pool_class=Counting, check_after=None)
     late = redis_pool(redis_server, pool_class=Counting, check_after=3600)
-    always = redis_pool(redis_server, pool_class=Counting)
+    always = redis_pool(redis_server, pool_class=Counting, check_after=0)
     for pool in (never, late, always):
         numbers = {number(pool) for _ in range(4)}
         assert len(numbers) == 1
     assert (never.checks, late.checks, always.checks) == (0, 0, 3)
+
+    usual = redis_pool(redis_server, pool_class=Counting)
+    number(usual)
+    for _ in range(3):
+        gevent.sleep(A_MOMENT)
+        number(usual)
+    assert usual.checks == 3
 
     redis_server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     with pytest.raises(redis.ConnectionError), late.item() as client:
@@ -856,6 +917,7 @@ def test_file_descriptors_beyond_1024(redis_server, redis_pool):
         assert client.connection_pool.connection._sock.fileno() > 1023
     assert number(pool) == first
     redis_server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    gevent.sleep(A_MOMENT)
     assert number(pool) != first
 
 
@@ -922,6 +984,44 @@ def test_a_connection_cut_in_the_handshake_costs_no_slot(redis_server, redis_poo
             pool.get()
     assert pool.current_size == 0
     whole(pool, redis_server)
+
+
+# Sending
+
+
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+def test_a_command_larger_than_any_buffer_arrives_whole(redis_server, redis_pool, kind):
+    value = bytes(range(256)) * 40_000
+    pool = redis_pool(redis_server, decode_responses=False)
+    with pool.item() as client:
+        redis_server.freeze()
+        user = spawn(client.set, "key", kind(value))
+        settle()
+        redis_server.thaw()
+        assert user.get(timeout=10)
+        assert client.get("key") == value
+    assert number(pool)
+
+
+def test_a_server_that_takes_no_more_is_given_up(redis_server, redis_pool):
+    pool = redis_pool(redis_server, socket_timeout=0.1)
+    idle(pool)
+    redis_server.freeze()
+    try:
+        with pytest.raises(redis.TimeoutError), pool.item() as client:
+            client.set("key", bytes(20_000_000))
+    finally:
+        redis_server.thaw()
+    whole(pool, redis_server)
+
+
+def test_the_size_of_the_buffer_is_not_asked_for(redis_server, redis_pool, monkeypatch):
+    """gevent's sendall() does so before each command, and that costs as much as to send it."""
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        monkeypatch.setattr(gevent.socket.socket, "getsockopt", boom, raising=False)
+        assert client.set("key", "value")
+        assert client.get("key") == "value"
 
 
 # Waiting for the server
@@ -1106,3 +1206,182 @@ def test_callbacks_and_attributes_left_on_a_client_do_not_reach_the_next_user(re
             assert client.get("key") == b"own"
             assert not hasattr(client, "tenant")
             assert client.client_id() == first
+
+
+@pytest.mark.parametrize("change", ["set", "put in the callbacks", "taken out", "in a pipeline"])
+def test_callbacks_that_a_user_changed_are_as_before(redis_server, redis_pool, change):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        client.set("key", "own")
+        if change == "set":
+            client.response_callbacks = {"GET": lambda reply: "FOREIGN"}
+        elif change == "put in the callbacks":
+            client.response_callbacks["GET"] = lambda reply: "FOREIGN"
+        elif change == "taken out":
+            del client.response_callbacks["TIME"]
+        else:
+            client.pipeline().set_response_callback("GET", lambda reply: "FOREIGN")
+        assert client.get("key") == ("own" if change == "taken out" else "FOREIGN")
+    with pool.item() as client:
+        assert client.get("key") == "own"
+        assert isinstance(client.time(), tuple)
+
+
+def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        callbacks = client.response_callbacks
+    with pool.item() as client:
+        callbacks["ECHO"] = boom
+        assert client.echo("mine") == "mine"
+    with pool.item() as client:
+        kept = client.connection_pool
+        assert client.ping()
+    with pool.item() as client:
+        assert client.connection_pool is not kept
+        with pytest.raises(redis.ConnectionError, match="back in its pool"):
+            kept.get_connection()
+        kept.disconnect()
+        assert client.echo("mine") == "mine"
+    assert redis_server.stats()["accepted"] == 1
+
+
+@pytest.mark.skipif(
+    not hasattr(redis.Redis, "_execute_command"), reason="this redis-py takes the callbacks itself"
+)
+def test_a_user_who_leaves_nothing_costs_nothing(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+
+    def used(use):
+        with pool.item() as client:
+            use(client)
+        return vars(client)["connection_pool"]
+
+    first = used(lambda client: client.get("k"))
+    assert used(lambda client: client.get("k")) is first
+    second = used(lambda client: client.pipeline().get("k").execute())
+    assert second is not first
+    assert used(lambda client: client.get("k")) is second
+
+
+def test_a_client_that_was_given_another_connection_pool_works_and_goes(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    other = redis.ConnectionPool(host=redis_server.host, port=redis_server.port)
+    with pool.item() as client:
+        first = client.client_id()
+        client.connection_pool = other
+        assert client.client_id() != first
+    with pool.item() as client:
+        assert client.connection_pool is not other
+    other.disconnect()
+    whole(pool, redis_server)
+
+
+# Commands that spare redis-py's detours
+
+
+ANSWERS = {
+    "a word": lambda client: client.get("k"),
+    "nothing": lambda client: client.get("none"),
+    "a number": lambda client: client.incr("n"),
+    "a callback": lambda client: client.hgetall("h"),
+    "a callback with options": lambda client: client.zrange("z", 0, -1, withscores=True),
+    "small letters": lambda client: client.execute_command("hgetall", "h"),
+    "bytes": lambda client: client.execute_command(b"GET", "k"),
+    "two words": lambda client: client.execute_command("CONFIG GET", "maxclients"),
+    "as it is": lambda client: client.dump("k"),
+    "empty": lambda client: client.execute_command("NONSENSE", EMPTY_RESPONSE="none"),
+    "keys": lambda client: client.mget("k", "none"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("what", ANSWERS)
+def test_answers_are_those_of_redis_pys_own_client(redis_server, redis_pool, what, protocol):
+    options = {"protocol": protocol, "decode_responses": True}
+    own = redis.Redis(host=redis_server.host, port=redis_server.port, **options)
+    own.set("k", "v")
+    own.hset("h", "a", "b")
+    own.zadd("z", {"a": 1.5})
+    pool = redis_pool(redis_server, protocol=protocol)
+    with pool.item() as client:
+        own.delete("n")
+        answer = ANSWERS[what](client)
+        own.delete("n")
+        assert answer == ANSWERS[what](own)
+    own.close()
+
+
+def test_who_watches_the_commands_of_redis_py_sees_them(redis_server, redis_pool, monkeypatch):
+    """As Sentry, OpenTelemetry and Datadog do."""
+    seen = []
+    original = redis.Redis.execute_command
+
+    def watching(self, *args, **options):
+        seen.append(args[0])
+        return original(self, *args, **options)
+
+    pool = redis_pool(redis_server)
+    number(pool)
+    monkeypatch.setattr(redis.Redis, "execute_command", watching)
+    with pool.item() as client:
+        client.get("k")
+    assert seen == ["GET"]
+
+
+def test_a_client_class_with_a_way_of_its_own_keeps_it(redis_server, redis_pool):
+    class Shouting(redis.Redis):
+        def parse_response(self, *args, **options):
+            return super().parse_response(*args, **options).upper()
+
+    pool = redis_pool(
+        create=lambda: Shouting(
+            host=redis_server.host, port=redis_server.port, decode_responses=True
+        )
+    )
+    with pool.item() as client:
+        assert isinstance(client, Shouting)
+        assert client.echo("mine") == "MINE"
+
+
+@pytest.mark.skipif(not hasattr(redis.Redis, "_himport_execute_set"), reason="not in this redis-py")
+def test_what_redis_py_does_for_one_command_is_done(redis_server, redis_pool, monkeypatch):
+    pool = redis_pool(redis_server)
+    monkeypatch.setattr(redis.Redis, "_himport_execute_set", lambda self, conn, *words: words)
+    with pool.item() as client:
+        answer = client.execute_command("HIMPORT", "SET", "key", "fields", "a", "b")
+    assert answer == ("key", "fields", ["a", "b"])
+
+
+def test_health_checks_are_made_where_they_are_asked_for(redis_server, redis_pool, proxy_to):
+    proxy = proxy_to(redis_server)
+    pool = redis_pool(proxy, health_check_interval=0.001)
+    with pool.item() as client:
+        client.echo("a")
+        gevent.sleep(0.01)
+        client.echo("b")
+    assert b"PING" in proxy.links[0].request
+
+
+@pytest.mark.skipif(redis.__version__ < "7.2", reason="this redis-py has no metrics")
+@pytest.mark.parametrize("collecting", [True, False])
+def test_commands_are_in_redis_pys_metrics(redis_server, redis_pool, monkeypatch, collecting):
+    from redis.observability import recorder
+
+    class Collector:
+        def record_operation_duration(self, command_name, **about):
+            commands.append(command_name)
+
+    commands = []
+    pool = redis_pool(redis_server)
+    number(pool)
+    if collecting:
+        monkeypatch.setattr(recorder, "_metrics_collector", Collector())
+    else:  # but somebody is about to
+        monkeypatch.setattr(recorder, "_get_or_create_collector", Collector)
+        monkeypatch.setattr(recorder, "_metrics_collector", None)
+        instance = recorder.get_observability_instance()
+        monkeypatch.setattr(instance, "_provider_manager", object())
+    with pool.item() as client:
+        client.get("k")
+    assert commands == ["GET"]

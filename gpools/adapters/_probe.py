@@ -13,6 +13,10 @@ from gevent.monkey import get_original
 # Seconds ago: what was looked at then is not looked at again.
 JUST_NOW = 0.001
 
+# Seconds for which an item of a busy pool may wait in the hub to be handed on, and longer:
+# what came back since then is not looked at when it goes out.
+A_MOMENT = 0.01
+
 # The unpatched one: gevent's would switch.  Not select(), which fails at fd 1024.
 _poll = get_original("select", "poll")
 

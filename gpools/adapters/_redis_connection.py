@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
+from math import inf
 from socket import SHUT_RDWR
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 
 from gpools.adapters._half_open import close_half_open
-from gpools.adapters._probe import quiet
+from gpools.adapters._probe import JUST_NOW, quiet
+from gpools.adapters._short_send import short_send
 from gpools.connection import ConnectionPool
 from gpools.errors import PoolError
 
@@ -30,8 +33,10 @@ _LEAVES = frozenset(
     """AUTH HELLO SELECT READONLY READWRITE ASKING MONITOR RESET QUIT SYNC PSYNC REPLCONF
     SUBSCRIBE PSUBSCRIBE SSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE SUNSUBSCRIBE""".split()  # noqa: SIM905
 )
+# By their first words, those, others that may leave something, and one that redis-py sees to.
+_NOTED = _LEAVES | {"CLIENT", "MULTI", "WATCH", "EXEC", "DISCARD", "UNWATCH", "HIMPORT"}
 _CLIENT_READS = frozenset(
-    "LIST INFO ID GETNAME GETREDIR KILL PAUSE UNPAUSE UNBLOCK HELP".split()  # noqa: SIM905
+    "LIST INFO ID GETNAME GETREDIR PAUSE UNPAUSE UNBLOCK HELP".split()  # noqa: SIM905
 )
 
 
@@ -44,6 +49,7 @@ class Tracked:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.owed = 0  # replies that nobody has read yet
         self.left: set[str] = set()  # commands whose effect is still there
+        self.heard = -inf  # when the last reply was read
         self._shaking_hands = False  # what is sent now is no user's
         self._unwatching = False  # the next reply is that of UNWATCH
         super().__init__(*args, **kwargs)
@@ -52,18 +58,20 @@ class Tracked:
     def open(self) -> bool:
         return self._sock is not None  # type: ignore[attr-defined]
 
-    def unread(self) -> bool:
+    def unread(self, trusted: float = 0.0) -> bool:
         """Tell whether the server has hung up, or sent what nobody has read; never switches.
 
-        redis-py's can_read() does, in a patched program that has hiredis.
+        A socket that was read less than *trusted* seconds ago is not looked at.
+        redis-py's can_read() switches, in a patched program that has hiredis.
         """
+        just_read = trusted > 0 and monotonic() - self.heard < trusted
         parser: Any = self._parser  # type: ignore[attr-defined]
         try:
             reader = getattr(parser, "_reader", None)  # hiredis's
             ahead = parser._buffer.unread_bytes() if reader is None else reader.has_data()
         except AttributeError:  # a parser of the program's own
-            return bool(self.can_read(timeout=0))  # type: ignore[attr-defined]
-        return bool(ahead) or not quiet(self._sock)  # type: ignore[attr-defined]
+            return not just_read and bool(self.can_read(timeout=0))  # type: ignore[attr-defined]
+        return bool(ahead) or not (just_read or quiet(self._sock))  # type: ignore[attr-defined]
 
     @property
     def blemish(self) -> str | None:
@@ -72,6 +80,16 @@ class Tracked:
             return f"{self.owed} replies were not read"
         if self.left:
             return f"{', '.join(sorted(self.left))} left its mark"
+        if not self.open:
+            return "it was closed"
+        return None
+
+    def fault(self) -> str | None:
+        """The same, with a look at what has come unasked; never switches."""
+        if self.owed or self.left or self._sock is None:  # type: ignore[attr-defined]
+            return self.blemish
+        if self.unread(JUST_NOW):
+            return "the server has hung up, or sent what nobody had asked for"
         return None
 
     def retire(self) -> None:
@@ -117,7 +135,7 @@ class Tracked:
         if self.retired:
             raise redis.ConnectionError("the pool has closed this connection for good")
         try:
-            return super()._connect()  # type: ignore[misc]
+            return short_send(super()._connect())  # type: ignore[misc]
         except BaseException as error:
             close_half_open(self, error)
             raise
@@ -129,6 +147,14 @@ class Tracked:
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
+        if leaves_nothing(args[0]) and not self.health_check_interval:  # type: ignore[attr-defined]
+            # Most do; what follows would come to the same.
+            packed = self._command_packer.pack(*args)  # type: ignore[attr-defined]
+            self._unwatching = False
+            if not self._shaking_hands:
+                self.owed += 1
+            super().send_packed_command(packed, False)  # type: ignore[misc]
+            return
         if args[0] == "UNWATCH" and (not self.open or _in_destructor() or _interrupted()):
             # A pipeline's reset.  It would connect anew to say so, or wait in a
             # destructor, where kills are swallowed, or wait for the server when its
@@ -137,14 +163,15 @@ class Tracked:
         self._unwatching = args[0] == "UNWATCH"
         packed = self.pack_command(*args)
         try:
-            self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
+            self.send_packed_command(packed, kwargs.get("check_health", True))
         except BaseException as error:
             # Whatever it is, a pipeline's reset may not go on after it.
             self._see_reset_through(error)
             raise
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        if check_health and self.open and self.health_check_interval:  # type: ignore[attr-defined]
+        check_health = check_health and bool(self.health_check_interval)  # type: ignore[attr-defined]
+        if check_health and self.open:
             # It may connect anew, and what is about to be sent was noted already.
             owed, left = self.owed, set(self.left)
             self.check_health()  # type: ignore[attr-defined]
@@ -174,8 +201,10 @@ class Tracked:
             # As in `send_command`.
             self._see_reset_through(error)
             raise
-        if not kwargs.get("push_request"):  # else it may be a message, which was not owed
+        self.heard = monotonic()
+        if not kwargs or not kwargs.get("push_request"):
             self._read_one()
+        # else it may be a message, which was not owed
         return reply
 
     def _see_reset_through(self, error: BaseException) -> None:
@@ -200,6 +229,10 @@ class Tracked:
             self.owed -= 1
 
     def _note(self, command: Sequence[Any]) -> None:
+        if leaves_nothing(command[0]):
+            if not self._shaking_hands:
+                self.owed += 1
+            return
         # redis-py takes "CLIENT SETNAME" and "SELECT 3" for two words, too.
         words = [*_word(command[0]).split(), *map(_word, command[1:2])]
         name = words[0] if words else ""
@@ -220,6 +253,24 @@ class Tracked:
                 self.left -= {"MULTI", "WATCH"}
         elif name == "UNWATCH":
             self.left.discard("WATCH")
+
+
+try:
+    from redis.observability import providers, recorder
+except ImportError:  # redis-py before 7.2
+
+    def observed() -> bool:
+        """Tell whether anybody collects redis-py's metrics."""
+        return False
+
+else:
+
+    def observed() -> bool:
+        """Tell whether anybody collects redis-py's metrics."""
+        if recorder._metrics_collector is not None:
+            return True
+        instance = providers._observability_instance
+        return instance is not None and instance.get_provider_manager() is not None
 
 
 def address(options: dict[str, Any]) -> str:
@@ -256,6 +307,17 @@ def _interrupted() -> bool:
     """Tell whether a Timeout or a kill is on its way through the caller."""
     error = sys.exc_info()[1]
     return error is not None and not isinstance(error, Exception)
+
+
+def leaves_nothing(command: Any) -> bool:
+    """Tell by the first argument of a command that its connection will be as it was."""
+    return type(command) is str and _harmless(command)
+
+
+@lru_cache(maxsize=512)
+def _harmless(command: str) -> bool:
+    words = command.split()
+    return bool(words) and words[0].upper() not in _NOTED
 
 
 def _word(argument: Any) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from inspect import signature
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import redis
 from redis.backoff import NoBackoff
@@ -14,12 +12,12 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from gpools.adapters._blocking import refuse_blocking
+from gpools.adapters._probe import A_MOMENT
+from gpools.adapters._redis_client import OneConnection, pooled
 from gpools.adapters._redis_connection import (
     NO_NOTICES,
-    address,
     checked_url,
     number_in_url,
-    tracked,
 )
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
@@ -41,6 +39,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
     Give a *url* or the keyword arguments of `redis.Redis`; with a *url* they
     are added to it.  The other parameters are those of `ConnectionPool`; in a *url*
     *max_size* is ``max_connections`` and *timeout* has its own name, and both win.
+    *check_after* is 10 ms, for the pool looks at a connection when it comes back.
 
     A client is connected when it is made.  A pipeline that watches, a pubsub or
     a monitor takes its one connection, as long as it lasts; take a second item
@@ -73,6 +72,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         if self._redis.timeout is not None:
             settings["timeout"] = self._redis.timeout
         settings.setdefault("check_timeout", None)  # check() does not wait
+        settings.setdefault("check_after", A_MOMENT)  # reset() looks too
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
     def create(self) -> redis.Redis:
@@ -86,17 +86,14 @@ class RedisPool(ConnectionPool["redis.Redis"]):
 
     def reset(self, item: redis.Redis) -> None:
         """Refuse a client whose connection is not as it was; never switches."""
-        only = _only(item)
-        only.refuse_if_used_up()
-        self._redis.restore(item)
-        item.connection_pool = only.pass_on()
+        _only(item).restore(item)
 
     def destroy(self, item: redis.Redis) -> None:
         """Close the connection for good, whoever still has a pipeline or pubsub on it."""
-        pool = item.connection_pool
+        pool = vars(item).get("connection_pool")
         if isinstance(pool, OneConnection):
             pool.retire()
-        else:
+        elif pool is not None:
             pool.disconnect()
 
     def fit_after(self, item: redis.Redis, error: Exception) -> bool:
@@ -118,17 +115,19 @@ class RedisPool(ConnectionPool["redis.Redis"]):
 
     def _adopt(self, item: redis.Redis) -> None:
         refuse_blocking(item)
-        if not isinstance(item.connection_pool, OneConnection):
+        only = former = item.connection_pool
+        if not isinstance(only, OneConnection):
             if item.connection is not None:
                 raise PoolError("create() returned a client with single_connection_client set")
-            former = item.connection_pool
-            item.connection_pool = OneConnection.like(former, **_without_default_retry(former))
+            only = OneConnection.like(former, **_without_default_retry(former))
+            item.connection_pool = only
             # Where nobody else has the former one, it may have connected.
             if getattr(item, "auto_close_connection_pool", False):  # redis-py from 5.0.1 on
                 former.disconnect()
             item.auto_close_connection_pool = False
-        self._redis.remember(item)
-        _only(item).connection.connect()
+        item.__class__ = pooled(type(item), only.plain())
+        only.remember(item)
+        only.connection.connect()
 
 
 class _Clients:
@@ -156,107 +155,9 @@ class _Clients:
             if timeout is not None:
                 self.timeout = number_in_url("timeout", timeout)
         self.connection_pool()  # for its complaints; it does not connect
-        # What each client was like when it was made: its attributes and callbacks.
-        self.made: WeakKeyDictionary[redis.Redis, tuple[dict[str, Any], dict[Any, Any]]]
-        self.made = WeakKeyDictionary()
-
-    def remember(self, client: redis.Redis) -> None:
-        attributes = {k: v for k, v in vars(client).items() if k != "connection_pool"}
-        self.made[client] = attributes, dict(client.response_callbacks)
-
-    def restore(self, client: redis.Redis) -> None:
-        """Give a client back the attributes and the response callbacks that it was made with."""
-        attributes, callbacks = self.made[client]
-        for name in vars(client).keys() - attributes.keys() - {"connection_pool"}:
-            delattr(client, name)
-        vars(client).update(attributes)
-        if dict.__ne__(client.response_callbacks, callbacks):
-            client.response_callbacks.clear()
-            client.response_callbacks.update(callbacks)  # type: ignore[no-untyped-call]
 
     def connection_pool(self) -> OneConnection:
         return OneConnection.like(self.model)
-
-
-class OneConnection(redis.ConnectionPool):
-    """The connection pool of a pooled client: its one connection, taken or not."""
-
-    @classmethod
-    def like(cls, model: redis.ConnectionPool, **changed: Any) -> OneConnection:
-        """Make one with the settings of another pool, but for those *changed*."""
-        if getattr(model, "cache", None) is not None:
-            raise TypeError("client-side caching is not supported: each client would have its own")
-        kwargs = {**model.connection_kwargs, **changed}
-        if NO_NOTICES is not None:
-            kwargs.pop("maint_notifications_pool_handler", None)  # it acts on the model
-            asked = kwargs.get("maint_notifications_config")
-            if asked is None or asked.enabled == "auto":
-                kwargs["maint_notifications_config"] = NO_NOTICES
-        return cls(connection_class=tracked(model.connection_class), max_connections=1, **kwargs)
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.connection: Any = self.make_connection()  # a Tracked; None once passed on
-        self.taken = False
-
-    def __repr__(self) -> str:  # redis-py's shows the password, before 7.0
-        return f"<{type(self).__name__} {address(self.connection_kwargs)}>"
-
-    def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
-        """Take the connection, connected; refuse while somebody has it."""
-        if self.connection is None:
-            raise redis.ConnectionError(
-                "the client of this pipeline, pubsub or monitor is back in its pool; "
-                "use it inside the with block"
-            )
-        if self.taken:
-            raise redis.exceptions.MaxConnectionsError(
-                "a pooled client has one connection, and a watching pipeline, a pubsub or a "
-                "monitor has it; take another item for more"
-            )
-        self.taken = True
-        try:
-            if not self.connection.open:
-                self.connection.connect()
-        except BaseException:
-            # Not connected, or killed while connecting: nobody has it.
-            self.taken = False
-            raise
-        return self.connection
-
-    def release(self, connection: Any) -> None:
-        """Take the connection back; close it if replies were not read."""
-        if connection is self.connection:
-            self.taken = False
-            if connection.owed:
-                # A pipeline gave up half way; the next command would read what is left.
-                connection.disconnect()
-
-    def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close the connection; the client would open it again."""
-        if self.connection is not None:
-            self.connection.disconnect()
-
-    def pass_on(self) -> OneConnection:
-        """Give the connection to a successor of this pool.
-
-        What the last user still has of this one, a pipeline or a pubsub, can do
-        nothing to the connection of the next.
-        """
-        successor = copy(self)
-        self.connection = None
-        return successor
-
-    def retire(self) -> None:
-        """Close the connection; nobody can open it again."""
-        self.connection.retire()
-
-    def refuse_if_used_up(self) -> None:
-        """Raise `PoolError` unless the connection is as it was when it was made."""
-        if self.taken:
-            raise PoolError("a pipeline, a pubsub or a monitor still has the connection")
-        if self.connection.blemish:
-            raise PoolError(self.connection.blemish)
 
 
 def _without_default_retry(pool: redis.ConnectionPool) -> dict[str, Any]:
@@ -269,7 +170,7 @@ def _without_default_retry(pool: redis.ConnectionPool) -> dict[str, Any]:
 
 
 def _only(client: redis.Redis) -> OneConnection:
-    pool = client.connection_pool
+    pool = vars(client).get("connection_pool")
     if not isinstance(pool, OneConnection):
         raise PoolError("somebody gave a pooled client another connection pool")
     return pool

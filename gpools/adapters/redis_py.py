@@ -19,11 +19,13 @@ import redis
 from redis.connection import to_bool
 from redis.sentinel import SentinelConnectionPool
 
+from gpools.adapters._probe import A_MOMENT
 from gpools.adapters._redis_connection import (
     NO_NOTICES,
     address,
     checked_url,
     number_in_url,
+    observed,
     tracked,
 )
 from gpools.connection import ConnectionPool, split_settings
@@ -45,7 +47,7 @@ try:
         record_connection_create_time,
         record_connection_wait_time,
     )
-except ImportError:  # redis-py before 7.2
+except ImportError:  # redis-py before 7.2, and some after it
     _RECORDS = False
 else:
     _RECORDS = True
@@ -115,6 +117,8 @@ class FairConnectionPool(redis.ConnectionPool):
             timeout = number_in_url("timeout", timeout)
         # How long callers wait, in seconds; None: for ever.
         self.timeout = timeout
+        # Who is told of releases; that of redis-py's own making has nobody to tell.
+        self._dispatcher: Any = connection_options.get("event_dispatcher")
         self._recorded = (0, 0)  # idle and used connections, as redis-py's metrics know them
         super().__init__(max_connections=max_connections or 50, **connection_options)
         settings.setdefault("name", address(self.connection_kwargs))
@@ -150,7 +154,7 @@ class FairConnectionPool(redis.ConnectionPool):
             raise redis.ConnectionError(str(error)) from error
         finally:
             self._record_counts()
-        if _RECORDS:
+        if _RECORDS and observed():
             record_connection_wait_time(get_pool_name(self), monotonic() - begun)
         return connection
 
@@ -230,6 +234,10 @@ class FairConnectionPool(redis.ConnectionPool):
     def pid(self, pid: int) -> None:
         pass
 
+    def _has_moved(self, connection: Any) -> bool:
+        """Tell whether *connection* is to a server that is no more the right one."""
+        return bool(getattr(connection, "_should_reconnect", False))
+
     @property
     def _available_connections(self) -> list[Any]:  # type: ignore[override]
         return list(self.connections.free_items)
@@ -250,7 +258,7 @@ class FairConnectionPool(redis.ConnectionPool):
     # redis-py's metrics.
 
     def _record_counts(self) -> None:
-        if _RECORDS:
+        if _RECORDS and observed():
             self._record(*self.connections.counts())
 
     def _record(self, idle: int, used: int) -> None:
@@ -297,6 +305,9 @@ class FairSentinelConnectionPool(FairConnectionPool, SentinelConnectionPool):
     def __init__(self, service_name: str, sentinel_manager: Any, **options: Any) -> None:
         super().__init__(service_name=service_name, sentinel_manager=sentinel_manager, **options)
 
+    def _has_moved(self, connection: Any) -> bool:
+        return super()._has_moved(connection) or not self.owns_connection(connection)  # type: ignore[no-untyped-call]
+
 
 class Connections(ConnectionPool[Any]):
     """redis-py's connections, as the items of a `FairConnectionPool`."""
@@ -304,6 +315,7 @@ class Connections(ConnectionPool[Any]):
     def __init__(self, owner: Callable[[], FairConnectionPool | None], **settings: Any) -> None:
         self._owner = owner
         settings.setdefault("check_timeout", None)  # check() does not wait
+        settings.setdefault("check_after", A_MOMENT)  # reset() looks too
         super().__init__(**settings)
 
     def create(self) -> Any:
@@ -315,7 +327,7 @@ class Connections(ConnectionPool[Any]):
         connection = owner.make_connection()
         connection.home = ref(self)
         connection.connect()
-        if _RECORDS:
+        if _RECORDS and observed():
             record_connection_create_time(owner, monotonic() - begun)
         return connection
 
@@ -334,15 +346,14 @@ class Connections(ConnectionPool[Any]):
         owner = self._owner()
         if owner is None:
             raise PoolError("the FairConnectionPool of these connections is gone")
-        if not item.open:
-            raise PoolError("it was closed")
-        if item.blemish:
-            raise PoolError(item.blemish)
-        if getattr(item, "_should_reconnect", False) or not owner.owns_connection(item):
+        noticed = _notices(item) and self.check(item)
+        fault = item.blemish if noticed else item.fault()
+        if fault is not None:
+            raise PoolError(fault)
+        if owner._has_moved(item):
             raise PoolError("the server has moved")
-        dispatcher: Any = getattr(owner, "_event_dispatcher", None)
-        if _released is not None and dispatcher is not None:
-            dispatcher.dispatch(_released(item))
+        if owner._dispatcher is not None and _released is not None:
+            owner._dispatcher.dispatch(_released(item))
 
     def destroy(self, item: Any) -> None:
         """Close the connection for good."""

@@ -1,0 +1,63 @@
+"""within(): one bound for whatever a call does."""
+
+import gc
+import weakref
+from contextlib import suppress
+from functools import partial
+
+import gevent
+import pytest
+from gevent import Timeout
+
+from gpools._within import within
+from tests.waiting import settle
+
+
+class Late(Exception):
+    pass
+
+
+@pytest.mark.parametrize("seconds", [0, 0.001])
+def test_who_is_late_gets_the_error_that_was_asked_for(seconds):
+    with pytest.raises(Late) as caught:
+        within(seconds, partial(gevent.sleep, 60), Late)
+    assert caught.value.args == (seconds,)
+
+
+def test_who_looks_at_the_timeout_reads_how_long_it_was():
+    seen = []
+
+    def act():
+        try:
+            gevent.sleep(60)
+        except Timeout as error:
+            seen.append(str(error))
+            raise
+
+    with pytest.raises(Late):
+        within(0.001, act, Late)
+    assert seen == [str(Timeout(0.001))]
+
+
+def test_another_timeout_passes_through():
+    with pytest.raises(Timeout) as caught, Timeout(0.001) as other:
+        within(60, partial(gevent.sleep, 60), Late)
+    assert caught.value is other
+
+
+def test_who_is_late_leaves_nothing_to_the_collector():
+    class Waiting:
+        def __call__(self):
+            gevent.sleep(60)
+
+    waiting = Waiting()
+    gone = weakref.ref(waiting)
+    gc.disable()
+    try:
+        with suppress(Late):
+            within(0.001, waiting, Late)
+        del waiting
+        settle()  # the hub was in the middle of it
+        assert gone() is None
+    finally:
+        gc.enable()
