@@ -16,6 +16,7 @@ from gevent import Timeout
 
 from gpools import PoolUnavailable
 from gpools.adapters import PostgresPool
+from gpools.adapters._probe import A_MOMENT
 from tests.chaos import children_born_while_it_connects
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 from tests.databases import PostgresServer
@@ -230,6 +231,7 @@ def test_over_tls(tls_server):
 
             control.execute("SELECT pg_terminate_backend(%s)", [first])
             until(lambda: hung_up(pool.free_items[0]))
+            gevent.sleep(A_MOMENT)
             answer, second = use()
             assert (answer, second != first) == ("mine", True)
             with Timeout(0.05, False), pool.item() as conn:

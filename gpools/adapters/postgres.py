@@ -23,7 +23,7 @@ from gevent.socket import wait_read, wait_write
 from gpools._fast import MISSING, Missing, Use
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
-from gpools.adapters._probe import JUST_NOW, quiet
+from gpools.adapters._probe import A_MOMENT, JUST_NOW, quiet
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -69,7 +69,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
     of `psycopg.connect` (*host*, *dbname*, *autocommit*, *row_factory*,
     *prepare_threshold* ...), or both: the keywords win.  *connection_class* is
     what is made, a subclass of `psycopg.Connection`.  The other parameters are
-    those of `ConnectionPool`; *check_after* is a millisecond, for the pool looks
+    those of `ConnectionPool`; *check_after* is 10 ms, for the pool looks
     at a connection that comes back, unless the server has just answered on it.
 
     A connection that comes back is rolled back if a transaction is open,
@@ -116,7 +116,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         self._postgres.reset_timeout = reset_timeout
         self._postgres.cancel_timeout = cancel_timeout
         settings.setdefault("check_timeout", None)  # check() does not wait
-        settings.setdefault("check_after", JUST_NOW)  # reset() looks too
+        settings.setdefault("check_after", A_MOMENT)  # reset() looks too
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
     def connection(
