@@ -1312,6 +1312,18 @@ def test_answers_are_those_of_redis_pys_own_client(redis_server, redis_pool, wha
     own.close()
 
 
+def test_a_client_made_by_client_uses_the_connection_that_it_took(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        first = client.client_id()
+        with client.client() as single:
+            assert single.echo("a") == "a"
+            with pytest.raises(redis.exceptions.MaxConnectionsError):
+                client.ping()
+        assert client.echo("b") == "b"
+    assert number(pool) == first
+
+
 def test_who_watches_the_commands_of_redis_py_sees_them(redis_server, redis_pool, monkeypatch):
     """As Sentry, OpenTelemetry and Datadog do."""
     seen = []

@@ -166,6 +166,7 @@ def pooled(client_class: type[Any], plain: bool) -> type[Any]:
             only = self.__dict__["connection_pool"]
             if (
                 type(only) is not OneConnection
+                or self.connection is not None  # as what client() makes has
                 or not leaves_nothing(args[0])  # HIMPORT is the client's affair
                 or NEVER_DECODE in options
                 or EMPTY_RESPONSE in options
