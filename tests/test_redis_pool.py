@@ -4,6 +4,7 @@ import gc
 import inspect
 import logging
 import os
+from copy import copy
 from types import SimpleNamespace
 
 import gevent
@@ -1242,6 +1243,18 @@ def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_serve
         with pytest.raises(redis.ConnectionError, match="back in its pool"):
             kept.get_connection()
         kept.disconnect()
+        assert client.echo("mine") == "mine"
+    assert redis_server.stats()["accepted"] == 1
+
+
+def test_a_copied_client_that_was_kept_is_of_no_use_later(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        kept = copy(client)
+        assert kept.ping()
+    with pool.item() as client:
+        with pytest.raises(redis.ConnectionError, match="back in its pool"):
+            kept.ping()
         assert client.echo("mine") == "mine"
     assert redis_server.stats()["accepted"] == 1
 

@@ -157,6 +157,10 @@ def pooled(client_class: type[Any], plain: bool) -> type[Any]:
         def response_callbacks(self, callbacks: Any) -> None:
             self.__dict__["response_callbacks"] = callbacks
 
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            self.connection_pool  # noqa: B018  # a copy has that, too
+            return super().__reduce_ex__(protocol)
+
     class Direct(Pooled):
         """Spares redis-py's detours for retries, metrics and notices where they come to nothing."""
 
