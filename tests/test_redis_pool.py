@@ -1247,6 +1247,16 @@ def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_serve
     assert redis_server.stats()["accepted"] == 1
 
 
+def test_callbacks_of_another_kind_do_not_stay(redis_server, redis_pool):
+    """A plain dict that is equal to redis-py's own knows no small letters."""
+    pool = redis_pool(redis_server, protocol=2)
+    with pool.item() as client:
+        client.hset("h", "a", "b")
+        client.response_callbacks = dict(client.response_callbacks)
+    with pool.item() as client:
+        assert client.execute_command("hgetall", "h") == {"a": "b"}
+
+
 def test_a_copied_client_that_was_kept_is_of_no_use_later(redis_server, redis_pool):
     pool = redis_pool(redis_server)
     with pool.item() as client:

@@ -111,7 +111,7 @@ class OneConnection(redis.ConnectionPool):
                 delattr(client, name)
             found.update(made)
         if self.lent:
-            callbacks = type(found["response_callbacks"])({})
+            callbacks = type(made["response_callbacks"])({})
             dict.update(callbacks, self.callbacks)  # its own takes ten times as long
             made["response_callbacks"] = found["response_callbacks"] = callbacks
             successor = copy(self)
