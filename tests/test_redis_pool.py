@@ -823,8 +823,20 @@ def test_who_had_itself_killed_is_not_the_next_ones(redis_server, redis_pool):
     assert number(pool) != own
 
 
-def test_what_came_along_with_the_last_reply_is_read_by_nobody(redis_server, redis_pool):
-    pool = redis_pool(redis_server)
+class OwnParser:
+    """A parser of the program's own: of what it has read ahead it tells by can_read() only."""
+
+    def __init__(self, socket_read_size):
+        self._inner = type(redis.Connection()._parser)(socket_read_size=socket_read_size)
+        for name in ("on_connect", "on_disconnect", "can_read", "read_response"):
+            setattr(self, name, getattr(self._inner, name))
+
+
+@pytest.mark.parametrize("parser", [{}, {"parser_class": OwnParser, "protocol": 2}])
+def test_what_came_along_with_the_last_reply_is_read_by_nobody(redis_server, redis_pool, parser):
+    options = {"host": redis_server.host, "port": redis_server.port, **parser}
+    model = redis.ConnectionPool(**options)
+    pool = redis_pool(create=lambda: redis.Redis(connection_pool=model))
     with pool.item() as client:
         first = client.client_id()
         redis_server.freeze()

@@ -64,13 +64,13 @@ class Tracked:
         A socket that was read less than *trusted* seconds ago is not looked at.
         redis-py's can_read() switches, in a patched program that has hiredis.
         """
-        just_read = trusted > 0 and monotonic() - self.heard < trusted
         parser: Any = self._parser  # type: ignore[attr-defined]
         try:
             reader = getattr(parser, "_reader", None)  # hiredis's
             ahead = parser._buffer.unread_bytes() if reader is None else reader.has_data()
         except AttributeError:  # a parser of the program's own
-            return not just_read and bool(self.can_read(timeout=0))  # type: ignore[attr-defined]
+            return bool(self.can_read(timeout=0))  # type: ignore[attr-defined]
+        just_read = trusted > 0 and monotonic() - self.heard < trusted
         return bool(ahead) or not (just_read or quiet(self._sock))  # type: ignore[attr-defined]
 
     @property
