@@ -447,6 +447,19 @@ def test_the_next_user_gets_a_clean_connection(redis_server, redis_pool, left, p
     redis_server.call("ACL", "DELUSER", "guest")
 
 
+@pytest.mark.parametrize("words", [("SCRIPT", "DEBUG", "YES"), ("script debug", "sync")])
+def test_a_debugger_of_scripts_is_not_the_next_users(redis_server, redis_pool, words):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        assert client.execute_command(*words)
+    with pool.item() as client:
+        assert client.eval("return 1", 0) == 1
+        digest = client.script_load("return 2")
+        assert client.evalsha(digest, 0) == 2
+        first = client.client_id()
+    assert number(pool) == first
+
+
 def test_a_connection_that_is_owed_a_reply_is_not_kept(redis_server, redis_pool):
     """Whatever check_after says: that is about what happens to idle ones."""
     pool = redis_pool(redis_server, check_after=None)

@@ -34,7 +34,9 @@ _LEAVES = frozenset(
     SUBSCRIBE PSUBSCRIBE SSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE SUNSUBSCRIBE""".split()  # noqa: SIM905
 )
 # By their first words, those, others that may leave something, and one that redis-py sees to.
-_NOTED = _LEAVES | {"CLIENT", "MULTI", "WATCH", "EXEC", "DISCARD", "UNWATCH", "HIMPORT"}
+_NOTED = _LEAVES | frozenset(
+    "CLIENT SCRIPT MULTI WATCH EXEC DISCARD UNWATCH HIMPORT".split()  # noqa: SIM905
+)
 _CLIENT_READS = frozenset(
     "LIST INFO ID GETNAME GETREDIR PAUSE UNPAUSE UNBLOCK HELP".split()  # noqa: SIM905
 )
@@ -246,6 +248,8 @@ class Tracked:
         elif name == "CLIENT":
             if words[1:2] and words[1] not in _CLIENT_READS:
                 self.left.add(" ".join(words[:2]))
+        elif words[:2] == ["SCRIPT", "DEBUG"]:
+            self.left.add("SCRIPT DEBUG")
         elif name in ("MULTI", "WATCH"):
             self.left.add(name)
         elif name in ("EXEC", "DISCARD"):
