@@ -1391,11 +1391,15 @@ def test_who_watches_the_commands_of_redis_py_sees_them(redis_server, redis_pool
     assert seen == ["GET"]
 
 
-def test_a_client_class_with_a_way_of_its_own_keeps_it(redis_server, redis_pool):
+@pytest.mark.parametrize("name", ["parse_response", "_send_command_parse_response"])
+def test_a_client_class_with_a_way_of_its_own_keeps_it(redis_server, redis_pool, name):
     class Shouting(redis.Redis):
-        def parse_response(self, *args, **options):
-            return super().parse_response(*args, **options).upper()
+        pass
 
+    def shout(self, *args, **options):
+        return getattr(redis.Redis, name)(self, *args, **options).upper()
+
+    setattr(Shouting, name, shout)
     pool = redis_pool(
         create=lambda: Shouting(
             host=redis_server.host, port=redis_server.port, decode_responses=True

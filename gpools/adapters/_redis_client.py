@@ -125,7 +125,10 @@ class OneConnection(redis.ConnectionPool):
 
 
 _GONE = object()
-_OWN_WAY = ("execute_command", "_execute_command", "parse_response")
+_OWN_WAY = (
+    *("execute_command", "_execute_command"),
+    *("_send_command_parse_response", "parse_response"),
+)
 
 
 @cache
