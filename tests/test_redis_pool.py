@@ -1410,6 +1410,19 @@ def test_a_client_class_with_a_way_of_its_own_keeps_it(redis_server, redis_pool,
         assert client.echo("mine") == "MINE"
 
 
+@pytest.mark.parametrize("name", ["connection_pool", "response_callbacks"])
+def test_a_client_class_with_a_property_that_the_pool_needs_is_refused(
+    redis_server, redis_pool, name
+):
+    kept = property(lambda self: vars(self)["kept"], lambda self, it: vars(self).update(kept=it))
+    client_class = type("Own", (redis.Redis,), {name: kept})
+    pool = redis_pool(create=lambda: client_class(host=redis_server.host, port=redis_server.port))
+    with pytest.raises(TypeError, match=f"Own.{name} is a property"):
+        pool.get()
+    assert pool.free() == 1
+    assert redis_server.stats()["open"] == 0
+
+
 @pytest.mark.skipif(not hasattr(redis.Redis, "_himport_execute_set"), reason="not in this redis-py")
 def test_what_redis_py_does_for_one_command_is_done(redis_server, redis_pool, monkeypatch):
     pool = redis_pool(redis_server)

@@ -134,6 +134,9 @@ _OWN_WAY = (
 @cache
 def pooled(client_class: type[Any], plain: bool) -> type[Any]:
     """Make the class of those of *client_class* that are in a pool, *plain* or not."""
+    for name in ("connection_pool", "response_callbacks"):
+        if isinstance(getattr(client_class, name, None), property):
+            raise TypeError(f"{client_class.__name__}.{name} is a property, but the pool needs one")
 
     class Pooled(client_class):  # type: ignore[misc]
         """Notes that others may have its pool or its callbacks."""
