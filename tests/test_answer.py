@@ -279,6 +279,18 @@ def test_an_unread_answer_has_the_number_of_its_socket(ends):
     assert begun(ends[0]).fileno() == ends[0].fileno()
 
 
+def test_an_answer_can_be_looked_at_before_it_comes(ends):
+    answer = Answer(ends[0], method="GET")
+    beginning = spawn(answer.begin)
+    settle()
+    assert answer.headers is answer.msg is answer.fp is None
+    ends[1].sendall(USUAL)
+    beginning.get(timeout=5)
+    assert not answer.isclosed()
+    assert answer.getheader("X") == answer.msg["X"] == "a, b"
+    assert answer.read() == b"one\ntwo\nx"
+
+
 @pytest.mark.parametrize("end", [gevent.GreenletExit(), Timeout(0)])
 def test_an_interrupted_wait_for_an_answer_ends_as_ever(ends, end):
     connection = client.HTTPConnection("127.0.0.1")

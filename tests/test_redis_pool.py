@@ -4,6 +4,7 @@ import gc
 import inspect
 import logging
 import os
+from copy import copy
 from types import SimpleNamespace
 
 import gevent
@@ -446,6 +447,19 @@ def test_the_next_user_gets_a_clean_connection(redis_server, redis_pool, left, p
     redis_server.call("ACL", "DELUSER", "guest")
 
 
+@pytest.mark.parametrize("words", [("SCRIPT", "DEBUG", "YES"), ("script debug", "sync")])
+def test_a_debugger_of_scripts_is_not_the_next_users(redis_server, redis_pool, words):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        assert client.execute_command(*words)
+    with pool.item() as client:
+        assert client.eval("return 1", 0) == 1
+        digest = client.script_load("return 2")
+        assert client.evalsha(digest, 0) == 2
+        first = client.client_id()
+    assert number(pool) == first
+
+
 def test_a_connection_that_is_owed_a_reply_is_not_kept(redis_server, redis_pool):
     """Whatever check_after says: that is about what happens to idle ones."""
     pool = redis_pool(redis_server, check_after=None)
@@ -822,8 +836,20 @@ def test_who_had_itself_killed_is_not_the_next_ones(redis_server, redis_pool):
     assert number(pool) != own
 
 
-def test_what_came_along_with_the_last_reply_is_read_by_nobody(redis_server, redis_pool):
-    pool = redis_pool(redis_server)
+class OwnParser:
+    """A parser of the program's own: of what it has read ahead it tells by can_read() only."""
+
+    def __init__(self, socket_read_size):
+        self._inner = type(redis.Connection()._parser)(socket_read_size=socket_read_size)
+        for name in ("on_connect", "on_disconnect", "can_read", "read_response"):
+            setattr(self, name, getattr(self._inner, name))
+
+
+@pytest.mark.parametrize("parser", [{}, {"parser_class": OwnParser, "protocol": 2}])
+def test_what_came_along_with_the_last_reply_is_read_by_nobody(redis_server, redis_pool, parser):
+    options = {"host": redis_server.host, "port": redis_server.port, **parser}
+    model = redis.ConnectionPool(**options)
+    pool = redis_pool(create=lambda: redis.Redis(connection_pool=model))
     with pool.item() as client:
         first = client.client_id()
         redis_server.freeze()
@@ -1004,14 +1030,16 @@ def test_a_command_larger_than_any_buffer_arrives_whole(redis_server, redis_pool
 
 
 def test_a_server_that_takes_no_more_is_given_up(redis_server, redis_pool):
-    pool = redis_pool(redis_server, socket_timeout=0.1)
-    idle(pool)
-    redis_server.freeze()
-    try:
-        with pytest.raises(redis.TimeoutError), pool.item() as client:
-            client.set("key", bytes(20_000_000))
-    finally:
-        redis_server.thaw()
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        # Of this one alone: a busy machine may take longer to connect.
+        client.connection_pool.connection._sock.settimeout(0.1)
+        redis_server.freeze()
+        try:
+            with pytest.raises(redis.TimeoutError, match="writing"):
+                client.set("key", bytes(20_000_000))
+        finally:
+            redis_server.thaw()
     whole(pool, redis_server)
 
 
@@ -1246,6 +1274,28 @@ def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_serve
     assert redis_server.stats()["accepted"] == 1
 
 
+def test_callbacks_of_another_kind_do_not_stay(redis_server, redis_pool):
+    """A plain dict that is equal to redis-py's own knows no small letters."""
+    pool = redis_pool(redis_server, protocol=2)
+    with pool.item() as client:
+        client.hset("h", "a", "b")
+        client.response_callbacks = dict(client.response_callbacks)
+    with pool.item() as client:
+        assert client.execute_command("hgetall", "h") == {"a": "b"}
+
+
+def test_a_copied_client_that_was_kept_is_of_no_use_later(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        kept = copy(client)
+        assert kept.ping()
+    with pool.item() as client:
+        with pytest.raises(redis.ConnectionError, match="back in its pool"):
+            kept.ping()
+        assert client.echo("mine") == "mine"
+    assert redis_server.stats()["accepted"] == 1
+
+
 @pytest.mark.skipif(
     not hasattr(redis.Redis, "_execute_command"), reason="this redis-py takes the callbacks itself"
 )
@@ -1312,6 +1362,18 @@ def test_answers_are_those_of_redis_pys_own_client(redis_server, redis_pool, wha
     own.close()
 
 
+def test_a_client_made_by_client_uses_the_connection_that_it_took(redis_server, redis_pool):
+    pool = redis_pool(redis_server)
+    with pool.item() as client:
+        first = client.client_id()
+        with client.client() as single:
+            assert single.echo("a") == "a"
+            with pytest.raises(redis.exceptions.MaxConnectionsError):
+                client.ping()
+        assert client.echo("b") == "b"
+    assert number(pool) == first
+
+
 def test_who_watches_the_commands_of_redis_py_sees_them(redis_server, redis_pool, monkeypatch):
     """As Sentry, OpenTelemetry and Datadog do."""
     seen = []
@@ -1329,11 +1391,15 @@ def test_who_watches_the_commands_of_redis_py_sees_them(redis_server, redis_pool
     assert seen == ["GET"]
 
 
-def test_a_client_class_with_a_way_of_its_own_keeps_it(redis_server, redis_pool):
+@pytest.mark.parametrize("name", ["parse_response", "_send_command_parse_response"])
+def test_a_client_class_with_a_way_of_its_own_keeps_it(redis_server, redis_pool, name):
     class Shouting(redis.Redis):
-        def parse_response(self, *args, **options):
-            return super().parse_response(*args, **options).upper()
+        pass
 
+    def shout(self, *args, **options):
+        return getattr(redis.Redis, name)(self, *args, **options).upper()
+
+    setattr(Shouting, name, shout)
     pool = redis_pool(
         create=lambda: Shouting(
             host=redis_server.host, port=redis_server.port, decode_responses=True
@@ -1342,6 +1408,19 @@ def test_a_client_class_with_a_way_of_its_own_keeps_it(redis_server, redis_pool)
     with pool.item() as client:
         assert isinstance(client, Shouting)
         assert client.echo("mine") == "MINE"
+
+
+@pytest.mark.parametrize("name", ["connection_pool", "response_callbacks"])
+def test_a_client_class_with_a_property_that_the_pool_needs_is_refused(
+    redis_server, redis_pool, name
+):
+    kept = property(lambda self: vars(self)["kept"], lambda self, it: vars(self).update(kept=it))
+    client_class = type("Own", (redis.Redis,), {name: kept})
+    pool = redis_pool(create=lambda: client_class(host=redis_server.host, port=redis_server.port))
+    with pytest.raises(TypeError, match=f"Own.{name} is a property"):
+        pool.get()
+    assert pool.free() == 1
+    assert redis_server.stats()["open"] == 0
 
 
 @pytest.mark.skipif(not hasattr(redis.Redis, "_himport_execute_set"), reason="not in this redis-py")

@@ -104,7 +104,8 @@ class Answer(HTTPResponse):
         data = sock.recv(_MOST, MSG_PEEK)
         text = data.decode("iso-8859-1")
         found = _HEAD.match(text)
-        if found is None:
+        looked_at = len(vars(self)) > 1  # meanwhile, and what was found is kept: nothing
+        if found is None or looked_at:
             return False
         end = found.end()
         lengths = _length.findall(text, 0, end)

@@ -111,7 +111,7 @@ class OneConnection(redis.ConnectionPool):
                 delattr(client, name)
             found.update(made)
         if self.lent:
-            callbacks = type(found["response_callbacks"])({})
+            callbacks = type(made["response_callbacks"])({})
             dict.update(callbacks, self.callbacks)  # its own takes ten times as long
             made["response_callbacks"] = found["response_callbacks"] = callbacks
             successor = copy(self)
@@ -125,12 +125,18 @@ class OneConnection(redis.ConnectionPool):
 
 
 _GONE = object()
-_OWN_WAY = ("execute_command", "_execute_command", "parse_response")
+_OWN_WAY = (
+    *("execute_command", "_execute_command"),
+    *("_send_command_parse_response", "parse_response"),
+)
 
 
 @cache
 def pooled(client_class: type[Any], plain: bool) -> type[Any]:
     """Make the class of those of *client_class* that are in a pool, *plain* or not."""
+    for name in ("connection_pool", "response_callbacks"):
+        if isinstance(getattr(client_class, name, None), property):
+            raise TypeError(f"{client_class.__name__}.{name} is a property, but the pool needs one")
 
     class Pooled(client_class):  # type: ignore[misc]
         """Notes that others may have its pool or its callbacks."""
@@ -157,6 +163,10 @@ def pooled(client_class: type[Any], plain: bool) -> type[Any]:
         def response_callbacks(self, callbacks: Any) -> None:
             self.__dict__["response_callbacks"] = callbacks
 
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            self.connection_pool  # noqa: B018  # a copy has that, too
+            return super().__reduce_ex__(protocol)
+
     class Direct(Pooled):
         """Spares redis-py's detours for retries, metrics and notices where they come to nothing."""
 
@@ -166,6 +176,7 @@ def pooled(client_class: type[Any], plain: bool) -> type[Any]:
             only = self.__dict__["connection_pool"]
             if (
                 type(only) is not OneConnection
+                or self.connection is not None  # as what client() makes has
                 or not leaves_nothing(args[0])  # HIMPORT is the client's affair
                 or NEVER_DECODE in options
                 or EMPTY_RESPONSE in options

@@ -34,7 +34,9 @@ _LEAVES = frozenset(
     SUBSCRIBE PSUBSCRIBE SSUBSCRIBE UNSUBSCRIBE PUNSUBSCRIBE SUNSUBSCRIBE""".split()  # noqa: SIM905
 )
 # By their first words, those, others that may leave something, and one that redis-py sees to.
-_NOTED = _LEAVES | {"CLIENT", "MULTI", "WATCH", "EXEC", "DISCARD", "UNWATCH", "HIMPORT"}
+_NOTED = _LEAVES | frozenset(
+    "CLIENT SCRIPT MULTI WATCH EXEC DISCARD UNWATCH HIMPORT".split()  # noqa: SIM905
+)
 _CLIENT_READS = frozenset(
     "LIST INFO ID GETNAME GETREDIR PAUSE UNPAUSE UNBLOCK HELP".split()  # noqa: SIM905
 )
@@ -64,13 +66,13 @@ class Tracked:
         A socket that was read less than *trusted* seconds ago is not looked at.
         redis-py's can_read() switches, in a patched program that has hiredis.
         """
-        just_read = trusted > 0 and monotonic() - self.heard < trusted
         parser: Any = self._parser  # type: ignore[attr-defined]
         try:
             reader = getattr(parser, "_reader", None)  # hiredis's
             ahead = parser._buffer.unread_bytes() if reader is None else reader.has_data()
         except AttributeError:  # a parser of the program's own
-            return not just_read and bool(self.can_read(timeout=0))  # type: ignore[attr-defined]
+            return bool(self.can_read(timeout=0))  # type: ignore[attr-defined]
+        just_read = trusted > 0 and monotonic() - self.heard < trusted
         return bool(ahead) or not (just_read or quiet(self._sock))  # type: ignore[attr-defined]
 
     @property
@@ -246,6 +248,8 @@ class Tracked:
         elif name == "CLIENT":
             if words[1:2] and words[1] not in _CLIENT_READS:
                 self.left.add(" ".join(words[:2]))
+        elif words[:2] == ["SCRIPT", "DEBUG"]:
+            self.left.add("SCRIPT DEBUG")
         elif name in ("MULTI", "WATCH"):
             self.left.add(name)
         elif name in ("EXEC", "DISCARD"):
