@@ -61,3 +61,33 @@ def test_who_is_late_leaves_nothing_to_the_collector():
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_timeout_that_has_no_timer_passes_through():
+    """Users make classes of their own, and not all call the __init__ of gevent's."""
+
+    class Bare(Timeout):
+        def __init__(self):
+            pass
+
+    def act():
+        raise mine
+
+    mine = Bare()
+    with pytest.raises(Bare) as caught:
+        within(60, act, Late)
+    assert caught.value is mine
+
+
+def test_who_closes_the_timeout_that_comes_is_late_too():
+    """A create() may catch it, tidy up all that it knows of timeouts, and let it go on."""
+
+    def act():
+        try:
+            gevent.sleep(60)
+        except Timeout as error:
+            error.close()
+            raise
+
+    with pytest.raises(Late):
+        within(0.001, act, Late)
