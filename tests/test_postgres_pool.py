@@ -17,6 +17,7 @@ from psycopg.types.string import StrDumper, TextLoader
 
 from gpools import ConnectionPool, PoolError, PoolTimeout, PoolUnavailable
 from gpools.adapters import PostgresPool, postgres
+from gpools.adapters._probe import quiet
 from gpools.adapters.postgres import _hang_up
 from tests.chaos import swallowed
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
@@ -534,6 +535,36 @@ def test_a_socket_is_not_looked_at_just_after_an_answer(pg_pool, monkeypatch, ju
     with pool.item() as conn:
         one(conn, "SELECT 1")
     assert looked_at == [conn] * looks
+
+
+def ask_nothing(conn):
+    pass
+
+
+def commit_nothing(conn):
+    conn.commit()
+
+
+def roll_nothing_back(conn):
+    conn.rollback()
+
+
+def set_what_the_server_is_told_later(conn):
+    conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+
+
+@pytest.mark.parametrize(
+    "act", [ask_nothing, commit_nothing, roll_nothing_back, set_what_the_server_is_told_later]
+)
+def test_what_asks_the_server_nothing_is_no_answer(pg_pool, control, monkeypatch, act):
+    """The connection may have died while its user was busy elsewhere."""
+    pool = pg_pool(autocommit=True)
+    with pool.item() as conn:
+        control.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid])
+        until(lambda: not quiet(conn))
+        monkeypatch.setattr(postgres, "JUST_NOW", 3600)  # however slow the rest is
+        act(conn)
+    assert repr(pool) == "<PostgresPool 0 idle, 0 in use, 0 waiting, max 1>"
 
 
 @pytest.mark.parametrize("discard_all", [False, True])

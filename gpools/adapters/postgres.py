@@ -333,13 +333,17 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
 
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
             mine = self.__dict__
-            if getattr(gen, "__name__", None) == "_stream_send_gen":
+            name = getattr(gen, "__name__", None)
+            if name == "_stream_send_gen":
                 mine["_streamed"] = True
+            # Between statements, a commit() and others ask the server nothing.
+            asks = name == "_execute_gen" or _in_transaction(self)
             mine["_waiting"] += 1
             interrupted = False
             try:
                 answer = super().wait(gen, *args, **kwargs)
-                mine["_made"].heard = monotonic()
+                if asks:
+                    mine["_made"].heard = monotonic()
                 return answer
             except BaseException as error:
                 # An Exception too: that is what a Timeout raises that was given one.
