@@ -165,6 +165,28 @@ def test_a_class_of_ones_own(pg_pool):
         pg_pool(connection_class=dict)
 
 
+def test_what_is_made_by_the_class_of_a_pooled_connection_is_not_the_pools(pg_pool):
+    class Cloning(psycopg.Connection):
+        def clone(self):
+            return type(self).connect(self.info.dsn)
+
+    with pg_pool(connection_class=Cloning).item() as conn, conn.clone() as other:
+        assert type(other) is Cloning
+        assert one(other, "SELECT 1") == 1
+
+
+def test_what_a_class_of_ones_own_lets_nobody_delete_is_taken_back(pg_pool):
+    class Tenanted(psycopg.Connection):
+        tenant = property(lambda self: vars(self).get("tenant"))
+
+    pool = pg_pool(connection_class=Tenanted)
+    with pool.item() as conn:
+        vars(conn)["tenant"] = "ann"
+    with pool.item() as again:
+        assert again is conn
+        assert again.tenant is None
+
+
 def test_a_subclass_needs_create_only(pg_pool):
     class Utc(PostgresPool):
         def create(self):

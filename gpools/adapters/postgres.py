@@ -288,7 +288,7 @@ class _Settings:
             found["_adapters"] = adapters
         if found != self.attributes:
             for name in found.keys() - self.attributes.keys():
-                delattr(conn, name)
+                del found[name]
             for name, value in self.attributes.items():
                 if name not in self._OTHERS:
                     found[name] = _copied(value)
@@ -330,6 +330,10 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
         """
 
         __slots__ = ()  # else the class of a connection could not be changed
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            # By type(conn).connect(): no pool's, and so not of this class.
+            return connection_class(*args, **kwargs)
 
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
             mine = self.__dict__
