@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from psycopg.types import TypeInfo
 from psycopg.types.string import StrDumper, TextLoader
 
-from gpools import ConnectionPool, PoolError, PoolTimeout, PoolUnavailable
+from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, PoolUnavailable
 from gpools.adapters import PostgresPool, postgres
 from gpools.adapters._probe import quiet
 from gpools.adapters.postgres import _hang_up
@@ -899,6 +899,38 @@ def test_a_connection_lost_in_the_block_is_no_silent_success(pg_pool):
     with pytest.raises(psycopg.OperationalError), pool.connection() as conn:
         have_it_terminated(conn)
     whole(pool)
+
+
+def test_put_back_in_its_block_it_is_not_committed_for_its_next_user(pg_pool, control):
+    control.execute("CREATE TABLE t (a int)")
+    pool = pg_pool()
+    taken = []
+
+    def use():
+        with pool.connection() as conn:
+            pool.put(conn)
+            taken.append(pool.get())
+            taken[0].execute("INSERT INTO t VALUES (1)")
+
+    with pytest.raises(NotInUse):
+        use()
+    [conn] = taken
+    conn.rollback()
+    pool.put(conn)
+    assert one(control, "SELECT count(*) FROM t") == 0
+
+
+def test_discarded_in_its_block_it_is_no_silent_success(pg_pool):
+    pool = pg_pool()
+
+    def use():
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+            pool.discard(conn)
+
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        use()
+    assert pool.current_size == 0
 
 
 def test_item_and_the_others_are_the_cores():

@@ -221,14 +221,17 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
 class _Transaction(Use):
     """A ``with`` block that ends with a commit."""
 
+    __slots__ = ()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if error is None:
-            conn = self._item
+        conn = self._item
+        # Put back in the block it may be another's by now, and so his transaction.
+        if error is None and (self.out() or conn.closed):
             try:
                 # Where nothing is to be committed that would do nothing, but take a while.
                 if _in_transaction(conn) or conn._pipeline is not None or conn._tpc is not None:
