@@ -303,14 +303,14 @@ def _alike(adapters: AdaptersMap, model: AdaptersMap) -> bool:
     """Tell whether two maps, one of them made of the other, are still the same.
 
     They share what is in them until something is registered with one, which
-    then has a copy.  So this compares eight addresses.
+    then has a copy.  So this compares addresses.
     """
     try:
         return (
             adapters._dumpers == model._dumpers
             and adapters._loaders == model._loaders
             and adapters._dumpers_by_oid == model._dumpers_by_oid
-            and adapters.types._registry == model.types._registry
+            and adapters.types._registry is model.types._registry
         )
     except AttributeError:  # of another version of psycopg
         return False
