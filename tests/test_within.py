@@ -4,6 +4,7 @@ import gc
 import weakref
 from contextlib import suppress
 from functools import partial
+from math import inf, nan
 
 import gevent
 import pytest
@@ -91,3 +92,10 @@ def test_who_closes_the_timeout_that_comes_is_late_too():
 
     with pytest.raises(Late):
         within(0.001, act, Late)
+
+
+@pytest.mark.parametrize("seconds", [-1, -inf, nan, False])
+def test_what_is_no_time_at_all_is_over_at_once(seconds):
+    """A timer of nan seconds has the event loop run for ever."""
+    with pytest.raises(Late):
+        within(seconds, partial(gevent.sleep, 60), Late)
