@@ -187,6 +187,22 @@ def test_what_a_class_of_ones_own_lets_nobody_delete_is_taken_back(pg_pool):
         assert again.tenant is None
 
 
+def test_what_a_user_adds_to_what_a_class_of_ones_own_keeps_reaches_nobody(pg_pool):
+    class Tagged(psycopg.Connection):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.tags, self.by_name, self.in_order = {"new"}, {"new": 1}, ["new"]
+
+    pool = pg_pool(connection_class=Tagged)
+    with pool.item() as conn:
+        conn.tags.add("ann's")
+        conn.by_name["ann"] = 2
+        conn.in_order.append("ann's")
+    with pool.item() as again:
+        assert again is conn
+        assert (again.tags, again.by_name, again.in_order) == ({"new"}, {"new": 1}, ["new"])
+
+
 def test_a_subclass_needs_create_only(pg_pool):
     class Utc(PostgresPool):
         def create(self):

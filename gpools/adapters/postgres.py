@@ -317,7 +317,7 @@ def _alike(adapters: AdaptersMap, model: AdaptersMap) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, (list, dict, deque)) else value
+    return value.copy() if isinstance(value, (list, dict, set, deque)) else value
 
 
 @cache
