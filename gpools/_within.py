@@ -19,21 +19,27 @@ def within(timeout: float | None, act: Callable[[], T], late: Callable[[float], 
     if timeout is None:
         return act()
     # Whoever waits in a line pays for this, so the Timeout is made only if it is needed.
-    timer = get_hub().loop.timer(max(timeout, 0), priority=-1)
+    timer = get_hub().loop.timer(max(0, timeout), priority=-1)
     timer.start(_ring, getcurrent(), timer, timeout, update=True)
     try:
         return act()
-    except Timeout as fired:
-        if fired.timer is not timer:
+    except _Ours as fired:
+        if fired.of is not timer:
             raise
     finally:
         timer.close()
     raise late(timeout)
 
 
+class _Ours(Timeout):
+    """What is thrown; others' Timeouts may lack any attribute, and lose their timer by close()."""
+
+    of: Any
+
+
 def _ring(me: greenlet, timer: Any, seconds: float) -> None:
-    """Throw what a `gevent.Timeout` started on *timer* would throw: itself."""
-    timeout = Timeout()
+    """Throw what a `gevent.Timeout` started on *timer* would throw."""
+    timeout = _Ours()
     timeout.seconds = seconds
-    timeout.timer = timer
+    timeout.of = timer
     me.throw(timeout)

@@ -26,6 +26,8 @@ __all__ = ["Pool", "Token", "TokenPool"]
 
 T = TypeVar("T")
 
+_order: Any = vars(Core).get("order_as_stack")  # where the compiled core has it
+
 
 class _Channel(Generic[T]):
     """What code written for eventlet uses of ``pool.channel``.
@@ -85,6 +87,12 @@ class Pool(Core, Generic[T]):
     min_size: int = 0
 
     channel = _ChannelOfPool()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A value in a class would hide from the compiled core what is set on its pools.
+        if _order is not None and isinstance(cls.order_as_stack, bool):
+            cls.order_as_stack = _order
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Pool[T]:
         # Here, not in __init__, because subclasses use their pool before they

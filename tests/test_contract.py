@@ -1746,3 +1746,15 @@ def test_plain_pool_that_fails_midway_closes_nothing(kind):
         kind(min_size=3, create=gate)
     gc.collect()
     assert (gate.created, gate.destroyed, gate.dropped) == (2, 0, 2)
+
+
+@pytest.mark.parametrize("base", [Pool, ConnectionPool])
+def test_a_class_with_an_order_of_its_own_hides_none_that_is_given(base):
+    class Ordered(base):
+        order_as_stack = False
+
+    pool = Ordered(create=object, order_as_stack=True)
+    first, second = pool.get(), pool.get()
+    pool.put(first)
+    pool.put(second)
+    assert pool.get() is second

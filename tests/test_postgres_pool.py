@@ -15,8 +15,9 @@ from psycopg.rows import dict_row
 from psycopg.types import TypeInfo
 from psycopg.types.string import StrDumper, TextLoader
 
-from gpools import ConnectionPool, PoolError, PoolTimeout, PoolUnavailable
+from gpools import ConnectionPool, NotInUse, PoolError, PoolTimeout, PoolUnavailable
 from gpools.adapters import PostgresPool, postgres
+from gpools.adapters._probe import quiet
 from gpools.adapters.postgres import _hang_up
 from tests.chaos import swallowed
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
@@ -162,6 +163,44 @@ def test_a_class_of_ones_own(pg_pool):
         assert conn.answer() == 42
     with pytest.raises(TypeError, match=r"no psycopg\.Connection"):
         pg_pool(connection_class=dict)
+
+
+def test_what_is_made_by_the_class_of_a_pooled_connection_is_not_the_pools(pg_pool):
+    class Cloning(psycopg.Connection):
+        def clone(self):
+            return type(self).connect(self.info.dsn)
+
+    with pg_pool(connection_class=Cloning).item() as conn, conn.clone() as other:
+        assert type(other) is Cloning
+        assert one(other, "SELECT 1") == 1
+
+
+def test_what_a_class_of_ones_own_lets_nobody_delete_is_taken_back(pg_pool):
+    class Tenanted(psycopg.Connection):
+        tenant = property(lambda self: vars(self).get("tenant"))
+
+    pool = pg_pool(connection_class=Tenanted)
+    with pool.item() as conn:
+        vars(conn)["tenant"] = "ann"
+    with pool.item() as again:
+        assert again is conn
+        assert again.tenant is None
+
+
+def test_what_a_user_adds_to_what_a_class_of_ones_own_keeps_reaches_nobody(pg_pool):
+    class Tagged(psycopg.Connection):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.tags, self.by_name, self.in_order = {"new"}, {"new": 1}, ["new"]
+
+    pool = pg_pool(connection_class=Tagged)
+    with pool.item() as conn:
+        conn.tags.add("ann's")
+        conn.by_name["ann"] = 2
+        conn.in_order.append("ann's")
+    with pool.item() as again:
+        assert again is conn
+        assert (again.tags, again.by_name, again.in_order) == ({"new"}, {"new": 1}, ["new"])
 
 
 def test_a_subclass_needs_create_only(pg_pool):
@@ -536,6 +575,36 @@ def test_a_socket_is_not_looked_at_just_after_an_answer(pg_pool, monkeypatch, ju
     assert looked_at == [conn] * looks
 
 
+def ask_nothing(conn):
+    pass
+
+
+def commit_nothing(conn):
+    conn.commit()
+
+
+def roll_nothing_back(conn):
+    conn.rollback()
+
+
+def set_what_the_server_is_told_later(conn):
+    conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+
+
+@pytest.mark.parametrize(
+    "act", [ask_nothing, commit_nothing, roll_nothing_back, set_what_the_server_is_told_later]
+)
+def test_what_asks_the_server_nothing_is_no_answer(pg_pool, control, monkeypatch, act):
+    """The connection may have died while its user was busy elsewhere."""
+    pool = pg_pool(autocommit=True)
+    with pool.item() as conn:
+        control.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid])
+        until(lambda: not quiet(conn))
+        monkeypatch.setattr(postgres, "JUST_NOW", 3600)  # however slow the rest is
+        act(conn)
+    assert repr(pool) == "<PostgresPool 0 idle, 0 in use, 0 waiting, max 1>"
+
+
 @pytest.mark.parametrize("discard_all", [False, True])
 def test_handlers_hear_nothing_of_what_the_pool_does(pg_pool, discard_all):
     heard = []
@@ -846,6 +915,38 @@ def test_a_connection_lost_in_the_block_is_no_silent_success(pg_pool):
     with pytest.raises(psycopg.OperationalError), pool.connection() as conn:
         have_it_terminated(conn)
     whole(pool)
+
+
+def test_put_back_in_its_block_it_is_not_committed_for_its_next_user(pg_pool, control):
+    control.execute("CREATE TABLE t (a int)")
+    pool = pg_pool()
+    taken = []
+
+    def use():
+        with pool.connection() as conn:
+            pool.put(conn)
+            taken.append(pool.get())
+            taken[0].execute("INSERT INTO t VALUES (1)")
+
+    with pytest.raises(NotInUse):
+        use()
+    [conn] = taken
+    conn.rollback()
+    pool.put(conn)
+    assert one(control, "SELECT count(*) FROM t") == 0
+
+
+def test_discarded_in_its_block_it_is_no_silent_success(pg_pool):
+    pool = pg_pool()
+
+    def use():
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+            pool.discard(conn)
+
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        use()
+    assert pool.current_size == 0
 
 
 def test_item_and_the_others_are_the_cores():

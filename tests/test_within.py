@@ -4,6 +4,7 @@ import gc
 import weakref
 from contextlib import suppress
 from functools import partial
+from math import inf, nan
 
 import gevent
 import pytest
@@ -61,3 +62,40 @@ def test_who_is_late_leaves_nothing_to_the_collector():
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_timeout_that_has_no_timer_passes_through():
+    """Users make classes of their own, and not all call the __init__ of gevent's."""
+
+    class Bare(Timeout):
+        def __init__(self):
+            pass
+
+    def act():
+        raise mine
+
+    mine = Bare()
+    with pytest.raises(Bare) as caught:
+        within(60, act, Late)
+    assert caught.value is mine
+
+
+def test_who_closes_the_timeout_that_comes_is_late_too():
+    """A create() may catch it, tidy up all that it knows of timeouts, and let it go on."""
+
+    def act():
+        try:
+            gevent.sleep(60)
+        except Timeout as error:
+            error.close()
+            raise
+
+    with pytest.raises(Late):
+        within(0.001, act, Late)
+
+
+@pytest.mark.parametrize("seconds", [-1, -inf, nan, False])
+def test_what_is_no_time_at_all_is_over_at_once(seconds):
+    """A timer of nan seconds has the event loop run for ever."""
+    with pytest.raises(Late):
+        within(seconds, partial(gevent.sleep, 60), Late)

@@ -221,14 +221,17 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
 class _Transaction(Use):
     """A ``with`` block that ends with a commit."""
 
+    __slots__ = ()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if error is None:
-            conn = self._item
+        conn = self._item
+        # Put back in the block it may be another's by now, and so his transaction.
+        if error is None and (self.out() or conn.closed):
             try:
                 # Where nothing is to be committed that would do nothing, but take a while.
                 if _in_transaction(conn) or conn._pipeline is not None or conn._tpc is not None:
@@ -288,7 +291,7 @@ class _Settings:
             found["_adapters"] = adapters
         if found != self.attributes:
             for name in found.keys() - self.attributes.keys():
-                delattr(conn, name)
+                del found[name]
             for name, value in self.attributes.items():
                 if name not in self._OTHERS:
                     found[name] = _copied(value)
@@ -300,21 +303,21 @@ def _alike(adapters: AdaptersMap, model: AdaptersMap) -> bool:
     """Tell whether two maps, one of them made of the other, are still the same.
 
     They share what is in them until something is registered with one, which
-    then has a copy.  So this compares eight addresses.
+    then has a copy.  So this compares addresses.
     """
     try:
         return (
             adapters._dumpers == model._dumpers
             and adapters._loaders == model._loaders
             and adapters._dumpers_by_oid == model._dumpers_by_oid
-            and adapters.types._registry == model.types._registry
+            and adapters.types._registry is model.types._registry
         )
     except AttributeError:  # of another version of psycopg
         return False
 
 
 def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, (list, dict, deque)) else value
+    return value.copy() if isinstance(value, (list, dict, set, deque)) else value
 
 
 @cache
@@ -331,15 +334,23 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
 
         __slots__ = ()  # else the class of a connection could not be changed
 
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            # By type(conn).connect(): no pool's, and so not of this class.
+            return connection_class(*args, **kwargs)
+
         def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
             mine = self.__dict__
-            if getattr(gen, "__name__", None) == "_stream_send_gen":
+            name = getattr(gen, "__name__", None)
+            if name == "_stream_send_gen":
                 mine["_streamed"] = True
+            # Between statements, a commit() and others ask the server nothing.
+            asks = name == "_execute_gen" or _in_transaction(self)
             mine["_waiting"] += 1
             interrupted = False
             try:
                 answer = super().wait(gen, *args, **kwargs)
-                mine["_made"].heard = monotonic()
+                if asks:
+                    mine["_made"].heard = monotonic()
                 return answer
             except BaseException as error:
                 # An Exception too: that is what a Timeout raises that was given one.
