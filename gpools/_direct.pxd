@@ -1,3 +1,4 @@
+from cpython.long cimport PyLong_FromVoidPtr
 from cpython.weakref cimport PyWeakref_NewRef
 
 
@@ -11,3 +12,7 @@ cdef inline unsigned long current_thread() noexcept:
 
 cdef inline object weakly(thing):
     return PyWeakref_NewRef(thing, None)
+
+
+cdef inline object address(thing):
+    return PyLong_FromVoidPtr(<void*>thing)

@@ -7,7 +7,9 @@ from weakref import ref as weakly
 
 from gevent.monkey import get_original
 
-__all__ = ["current_thread", "weakly"]
+__all__ = ["address", "current_thread", "weakly"]
+
+address: Callable[[object], int] = id
 
 # Gevent's would tell greenlets apart.
 current_thread: Callable[[], int] = get_original("_thread", "get_ident")

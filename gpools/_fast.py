@@ -87,7 +87,7 @@ class Use(Item):
         self._item = None
         pool: ConnectionCore = self._pool
         item = pool.get() if self._timeout is MISSING else pool.get(timeout=self._timeout)
-        entry: Entry = pool._book.items[id(item)]
+        entry: Entry = pool._book.items[_direct.address(item)]
         self._entry = entry
         self._uses = entry.uses
         self._item = item
@@ -206,7 +206,7 @@ class ConnectionCore(Core):
             self._belong_here()
         if line.idle and not line.waiters:
             item = line.idle.popleft()
-            entry: Entry = book.items[id(item)]
+            entry: Entry = book.items[_direct.address(item)]
             now = monotonic()
             if now < entry.trusted_until:
                 hold(book, line, entry, now)
@@ -265,7 +265,7 @@ class ConnectionCore(Core):
             if line is not self._line:  # forked while he stood there: that is the parent's
                 return self._get_slowly()
             item = self._new() if granted is SLOT else granted
-            entry: Entry = book.items[id(item)]
+            entry: Entry = book.items[_direct.address(item)]
             now = monotonic()
             if now < entry.trusted_until:  # as in `get`
                 hold(book, line, entry, now)
@@ -366,7 +366,7 @@ def take_back(pool: Any, item: Any) -> Entry:
     book = pool._book
     if book.thread != _direct.current_thread():
         pool._belong_here()
-    entry: Entry | None = book.items.get(id(item))
+    entry: Entry | None = book.items.get(_direct.address(item))
     if entry is None or entry.state is not IN_USE or entry.find() is not item:
         pool._refuse(entry, item)
     assert entry is not None

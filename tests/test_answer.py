@@ -267,6 +267,15 @@ def test_an_answer_that_was_read_keeps_no_socket(ends):
             assert ends[0] not in gc.get_referents(vars(answer), *vars(answer).values())
 
 
+def test_what_is_asked_next_is_sent_by_one_call(ends, monkeypatch):
+    """gevent's sendall() asks for the size of the system's buffer first."""
+    ends[1].sendall(USUAL)
+    begun(ends[0])
+    monkeypatch.setattr(socket.socket, "getsockopt", None, raising=False)
+    ends[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
+    assert ends[1].recv(100) == b"GET / HTTP/1.1\r\n\r\n"
+
+
 def test_headers_can_be_changed(ends):
     ends[1].sendall(USUAL)
     answer = begun(ends[0])

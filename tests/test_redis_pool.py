@@ -4,6 +4,7 @@ import gc
 import inspect
 import logging
 import os
+from array import array
 from copy import copy
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from redis.retry import Retry
 from gpools import ConnectionPool, NotInUse, PoolError, PoolFull, PoolTimeout, RedisPool
 from gpools.adapters import _redis_connection
 from gpools.adapters._probe import A_MOMENT
+from gpools.adapters._short_send import ShortSender
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import close, hang
 from tests.servers import RedisServer
@@ -1013,6 +1015,20 @@ def test_a_connection_cut_in_the_handshake_costs_no_slot(redis_server, redis_poo
 
 
 # Sending
+
+
+def test_what_is_sent_is_counted_in_bytes():
+    """Of an array a socket may take as many bytes as it has items, and no more."""
+
+    class Slow(ShortSender):
+        def send(self, data, flags=0):
+            return super().send(memoryview(data).cast("B")[: len(data)], flags)
+
+    data = array("I", range(1000))
+    ours, theirs = gevent.socket.socketpair()
+    with theirs, Slow(fileno=ours.detach()) as slow:
+        slow.sendall(data)
+        assert theirs.recv(10_000) == data.tobytes()
 
 
 @pytest.mark.parametrize("kind", [bytes, memoryview])

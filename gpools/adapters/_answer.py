@@ -16,7 +16,7 @@ from socket import MSG_PEEK
 from types import FunctionType
 from typing import IO, Any
 
-from gevent import socket
+from gpools.adapters._short_send import ShortSender, short_send
 
 # A header on one line, and nothing but such.  What says that there are further
 # messages inside is left to the parser, which looks for them.
@@ -65,7 +65,8 @@ def _with_our_parser(function: FunctionType) -> Any:
 class Answer(HTTPResponse):
     """An `HTTPResponse` that is read in less time.
 
-    One that is there as a whole is read in one go.  It is looked at without
+    What its connection is asked from then on is sent by one call of the system, and an
+    answer that is there as a whole is read in one go.  It is looked at without
     being taken from the socket, so that http.client can read it as ever if
     anything about it is out of the usual.
     """
@@ -80,7 +81,7 @@ class Answer(HTTPResponse):
     _body = b""
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
-        self._made_of = sock, args, kwargs  # until it is clear which way it is read
+        self._made_of = short_send(sock), args, kwargs  # until it is clear which way it is read
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
         """Read all but the body.  Switches."""
@@ -99,7 +100,7 @@ class Answer(HTTPResponse):
     def _read_at_once(self) -> bool:
         sock, debug, named = self._made_of
         method = named.get("method")
-        if debug or method == "HEAD" or type(sock) is not socket.socket:  # but TLS, say
+        if debug or method == "HEAD" or type(sock) is not ShortSender:  # but TLS, say
             return False
         data = sock.recv(_MOST, MSG_PEEK)
         text = data.decode("iso-8859-1")
@@ -160,7 +161,7 @@ class Answer(HTTPResponse):
 class _Body(BytesIO):
     """A body in memory, which for the rest is like the file of a socket."""
 
-    def __init__(self, body: bytes, sock: socket.socket) -> None:
+    def __init__(self, body: bytes, sock: ShortSender) -> None:
         super().__init__(body)
         self._sock = sock
 

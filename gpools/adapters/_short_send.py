@@ -7,7 +7,7 @@ from typing import Any
 from gevent import socket
 
 
-class _Socket(socket.socket):
+class ShortSender(socket.socket):
     """One of gevent's, whose sendall() does not ask how large the system's buffer is.
 
     To ask that before each command costs as much as to send it.
@@ -17,12 +17,12 @@ class _Socket(socket.socket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         sent = self.send(data, flags)
-        if sent != len(data):
+        if sent != memoryview(data).nbytes:  # of which an array has more than items
             super().sendall(memoryview(data).cast("B")[sent:], flags)
 
 
 def short_send(sock: Any) -> Any:
     """Return *sock*, quicker for what fits in a buffer if it is a plain socket of gevent's."""
     if type(sock) is socket.socket:
-        sock.__class__ = _Socket
+        sock.__class__ = ShortSender
     return sock
