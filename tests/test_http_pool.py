@@ -23,13 +23,13 @@ from googleapiclient.errors import HttpError
 from gpools import HttpPool, NotInUse, PoolClosed, PoolTimeout
 from gpools.adapters import http as adapter
 from gpools.adapters._answer import Answer
-from gpools.adapters._probe import quiet
 from tests.chaos import KillStorm, in_block
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REQUEST, close, hang
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.tls import TlsServer, make_certificate
 from tests.waiting import settle, spawn, until
+from tests.watching import looks_at_sockets
 
 pytestmark = pytest.mark.usefixtures("cooperative")
 
@@ -450,8 +450,7 @@ def test_the_check_is_made_when_it_is_due(http_server, http_pool):
 
 
 def test_a_connection_from_hand_to_hand_is_looked_at_once(http_server, http_pool, monkeypatch):
-    looks = []
-    monkeypatch.setattr(adapter, "quiet", lambda sock: bool(looks.append(sock) or quiet(sock)))
+    looks = looks_at_sockets(monkeypatch, adapter)
     pool = http_pool()
     for n in range(4):
         ask(pool, http_server)

@@ -38,6 +38,7 @@ from tests.test_fork import Child
 from tests.test_redis_pool import LEFT, WORD, clients, state
 from tests.test_redis_pool import locked_server as locked_server
 from tests.waiting import settle, spawn, until
+from tests.watching import looks_at_sockets
 
 pytestmark = pytest.mark.usefixtures("cooperative")
 
@@ -661,14 +662,7 @@ def test_a_connection_that_died_in_use_is_not_put_back(redis_server, proxy_to, f
 
 
 def test_who_answered_just_now_is_not_looked_at(redis_server, fair, monkeypatch):
-    looks = []
-
-    def look(sock):
-        looks.append(sock)
-        return quiet(sock)
-
-    quiet = _redis_connection.quiet
-    monkeypatch.setattr(_redis_connection, "quiet", look)
+    looks = looks_at_sockets(monkeypatch, _redis_connection)
     client = fair(redis_server)
     client.ping()
 

@@ -24,6 +24,7 @@ from tests.proxy import close, hang
 from tests.servers import RedisServer
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.waiting import settle, spawn, until
+from tests.watching import looks_at_sockets
 
 pytestmark = pytest.mark.usefixtures("cooperative")
 
@@ -807,14 +808,7 @@ def test_a_connection_that_died_in_use_is_not_put_back(redis_server, redis_pool,
 
 def test_who_answered_just_now_is_not_looked_at(redis_server, redis_pool, monkeypatch):
     """Each look is a call of the system, and a busy pool has no use for them."""
-    looks = []
-
-    def look(sock):
-        looks.append(sock)
-        return quiet(sock)
-
-    quiet = _redis_connection.quiet
-    monkeypatch.setattr(_redis_connection, "quiet", look)
+    looks = looks_at_sockets(monkeypatch, _redis_connection)
     pool = redis_pool(redis_server)
     number(pool)
 

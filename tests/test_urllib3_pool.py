@@ -37,6 +37,7 @@ from tests.switching import high_fds, switches  # noqa: F401
 from tests.test_byte_boundaries import HEADERS, Ordeal, at_every_byte, whole
 from tests.tls import TlsServer, make_certificate
 from tests.waiting import settle, spawn, until
+from tests.watching import looks_at_sockets
 
 pytestmark = pytest.mark.usefixtures("cooperative_urllib3")
 
@@ -468,8 +469,7 @@ def test_a_connection_that_is_dirty_as_it_comes_back_is_not_kept(
 
 
 def test_a_connection_from_hand_to_hand_is_looked_at_once(http_server, manager, monkeypatch):
-    looks = []
-    monkeypatch.setattr(adapter, "quiet", lambda sock: bool(looks.append(sock) or quiet(sock)))
+    looks = looks_at_sockets(monkeypatch, adapter)
     http = manager()
     for n in range(4):
         ask(http, http_server)

@@ -28,6 +28,7 @@ __all__ = [
     "both",
     "counting_switches",
     "invariants_hold",
+    "looks_at_sockets",
     "make",
     "tracing",
     "wrong_in_keys",
@@ -236,3 +237,10 @@ def invariants_hold(monkeypatch):
     violations = [v for watch in watches.values() for v in watch.violations]
     if violations:
         pytest.fail("\n".join(violations[:20]))
+
+
+def looks_at_sockets(monkeypatch, module):
+    """Return the list of all sockets that *module* looks at from now on, by `quiet`."""
+    looks, quiet = [], module.quiet
+    monkeypatch.setattr(module, "quiet", lambda sock: bool(looks.append(sock) or quiet(sock)))
+    return looks
