@@ -75,7 +75,7 @@ def test_the_spike_ends_with_few_items():
 
     spent, items, _ = numbers(found["ConnectionPool, max_creating=2"])
     assert items <= 5 + 2 * (1 + spent // 150)  # two more for each connect that it lasted
-    assert numbers(found["gevent.queue recipe"])[1] == 50
+    assert 5 < numbers(found["gevent.queue recipe"])[1] <= 50
 
 
 @pytest.mark.parametrize(
