@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import signal
 import sys
+from statistics import median
 from time import monotonic
 
 import gevent
@@ -57,17 +58,23 @@ def weather_the_storm(contenders, option, screen, stack):
         screen.headline(number, len(PHASES), phase.headline)
         weather.stormy = phase.stormy
         seconds, phase_began = option.seconds * phase.share, monotonic()
-        done = [contender.tally.done for contender in contenders]
+        rates = []  # of all contenders, in each moment
         deed = gevent.spawn(phase.deed, contenders, seconds)
         stack.callback(deed.kill)
-        while monotonic() < phase_began + seconds or not deed.ready():
+        while monotonic() < phase_began + seconds or not deed.ready() or len(rates) < 4:
             screen.progress(monotonic() - began, option.seconds, results())
+            moment, done = monotonic(), [contender.tally.done for contender in contenders]
             gevent.sleep(min(0.25, seconds / 4))
+            passed = monotonic() - moment
+            now = (contender.tally.done for contender in contenders)
+            rates.append([(n - before) / passed for n, before in zip(now, done, strict=True)])
         deed.get()
-        for contender, before in zip(contenders, done, strict=True):
-            rate = (contender.tally.done - before) / (monotonic() - phase_began)
-            contender.before = rate if phase is PHASES[0] else contender.before
-            contender.after = rate if phase is PHASES[-1] else contender.after
+        for contender, rate in zip(contenders, zip(*rates, strict=True), strict=True):
+            # Not the mean: a moment in which the machine stands still says nothing of a pool.
+            if phase is PHASES[0]:
+                contender.before = median(rate)
+            if phase is PHASES[-1]:
+                contender.after = median(rate)
         screen.passage(monotonic() - began, results())
     weather.over.set()
     gevent.joinall([gevent.spawn(c.come_to_rest) for c in contenders], raise_error=True)

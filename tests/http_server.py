@@ -32,6 +32,7 @@ import argparse
 import base64
 import json
 import struct
+from collections import Counter
 from http import HTTPStatus
 from itertools import count
 from urllib.parse import parse_qs, urlsplit
@@ -52,7 +53,7 @@ class Connection:
         with self.socket.makefile("rb") as stream:
             while request := self.read_request(stream):
                 self.idle = False
-                self.server.requests += 1
+                self.server.count(request)
                 if not self.answer(request):
                     return
                 self.idle = True
@@ -174,6 +175,12 @@ class Server:
         self.settings = dict(self.original_settings)
         self.ordinals = count(1)
         self.accepted = self.peak = self.requests = 0
+        self.posts = Counter()
+
+    def count(self, request):
+        self.requests += 1
+        if request[0] == "POST":
+            self.posts[request[1]] += 1
 
     def serve(self, sock, address):
         connection = Connection(self, sock)
@@ -215,6 +222,7 @@ class Server:
         elif target.path == "/stats":
             result = {name: getattr(self, name) for name in ("accepted", "peak", "requests")}
             result["open"] = len(self.connections)
+            result["same_posts"] = max(self.posts.values(), default=0)
         sock.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(result).encode())
 
 

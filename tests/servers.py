@@ -378,7 +378,10 @@ class HttpServer(Server):
         return self.stats() is not None
 
     def stats(self):
-        """Count what the server saw: accepted, open, peak, requests."""
+        """Count what the server saw: accepted, open, peak, requests.
+
+        *same_posts* is how often it saw the POST that it saw most often.
+        """
         return self._ask("stats")
 
     def reset(self):

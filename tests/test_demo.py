@@ -1,7 +1,6 @@
 """The demo: it judges rightly, says so, and leaves nothing behind."""
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from argparse import Namespace
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from gevent import socket
@@ -152,15 +150,14 @@ class Demo:
     def __init__(self, *options, code="import demo.__main__"):
         require_server(RedisServer)
         require_server(HttpServer)
-        self.mark = f"GPOOLS_TEST_DEMO={uuid4()}"
         patched = f"from gevent import monkey; monkey.patch_all()\n{code}"
         self.process = subprocess.Popen(
             [sys.executable, "-c", patched, *options],
             cwd=ROOT,
-            env=os.environ | dict([self.mark.split("=")]),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # by which its family is known
             # Where pytest runs in the background, Ctrl-C may be ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
@@ -179,18 +176,19 @@ class Demo:
 
     def family(self):
         """List the pids of it and of its descendants, orphans too."""
-        if not Path("/proc/self/environ").exists():
+        if not Path("/proc/self/stat").exists():
             pytest.skip("sees the processes of others by /proc only")
         found = []
-        for environ in Path("/proc").glob("[0-9]*/environ"):
+        for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                if self.mark.encode() in environ.read_bytes():
-                    found.append(int(environ.parent.name))
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    found.append(int(stat.parent.name))
         return found
 
 
 def test_a_short_run_shows_the_table_and_leaves_no_process_behind():
-    with Demo("--seconds", "3", "--greenlets", "30") as demo:
+    with Demo("--seconds", "4", "--greenlets", "30") as demo:
         until(lambda: len(demo.family()) == 7)  # itself, 3 HTTP servers, 3 redis-servers
         status, output = demo.end()
 
@@ -220,7 +218,7 @@ def test_a_naive_pool_that_passes_for_gpools_is_found_out(side):
         "import demo.__main__"
     )
 
-    with Demo("--seconds", "3", "--greenlets", "30", code=code) as demo:
+    with Demo("--seconds", "4", "--greenlets", "30", code=code) as demo:
         status, output = demo.end()
 
     assert status == 1, output

@@ -130,6 +130,11 @@ def crowd(user, n, **query):
 def sound(user, size):
     """Assert that all slots are there and work."""
     assert crowd(user, size * 2) == []
+    at_rest(user, size)
+
+
+def at_rest(user, size):
+    """Assert that nobody has or wants anything, and that no more than *size* are there."""
     assert user.pool.waiting() == 0
     assert user.pool.holders() == []
     assert user.pool.current_size <= size
@@ -202,20 +207,26 @@ def test_half_an_exchange_costs_no_slot_and_no_second_post(
 ):
     proxy = proxy_to(http_server)
     user = client(proxy, size=1, timeout=0.1 if how is hang else 30)
+
+    def answered():
+        """Ask until there is an answer: 0.1 s may be over before a busy machine has one."""
+        errors = crowd(user, 1)
+        assert not errors or how is hang, errors
+        return not errors
+
     broken = 0
     for after in (0, 1, 20, 60, 130, 160, 220):
-        assert user.ask("mine") == "mine"  # connects
+        until(answered)  # connects
         link = proxy.links[-1]
         link.fault = how(len(getattr(link, stream)) + after, stream)
-        before = http_server.stats()["requests"]
-        errors = crowd(user, 1, method="POST")
-        broken += len(errors)
-        assert http_server.stats()["requests"] <= before + 1
+        broken += len(crowd(user, 1, method="POST", after=after))
         link.fault = passing  # where the exchange was shorter
         proxy.resume()
-        assert user.ask("mine") == "mine"
+        until(answered)
     assert broken >= 3
-    sound(user, 1)
+    assert http_server.stats()["same_posts"] == 1
+    until(lambda: crowd(user, 2) == [])
+    at_rest(user, 1)
 
 
 FORKS = """
