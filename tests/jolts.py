@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-RUNNING, JOLT = (0.01, 0.7), (0.01, 0.5)  # seconds
+SHORTEST, LONGEST = 0.002, 0.5  # seconds
 
 
 def processes():
@@ -39,12 +39,17 @@ def victims(root):
     return [pid for pid in below if found.get(pid, "T")[0] not in "TZ"]
 
 
+def moment(chance):
+    """Return some seconds, as often from 2 to 20 ms as from 20 to 200."""
+    return SHORTEST * (LONGEST / SHORTEST) ** chance.random()
+
+
 def jolt(root, chance):
     """Stop the tests, or half of the time any process of theirs."""
     pid = chance.choice([root, chance.choice(victims(root) or [root])])
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(chance.uniform(*JOLT))
+        time.sleep(moment(chance))
         os.kill(pid, signal.SIGCONT)
 
 
@@ -57,7 +62,7 @@ def main():
     tests = subprocess.Popen([sys.executable, "-m", "pytest", *arguments])
     while tests.poll() is None:
         jolt(tests.pid, chance)
-        time.sleep(chance.uniform(*RUNNING))
+        time.sleep(2 * moment(chance))
     return tests.returncode
 
 
