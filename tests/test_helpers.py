@@ -151,7 +151,15 @@ class TestHttpServer:
                 assert client.recv(4096).endswith(b"\r\n\r\n")
             until(lambda: http_server.stats()["open"] == 2)
         until(lambda: http_server.stats()["open"] == 0)
-        assert http_server.stats() == {"accepted": 2, "open": 0, "peak": 2, "requests": 3}
+        counts = {"accepted": 2, "open": 0, "peak": 2, "requests": 3, "same_posts": 0}
+        assert http_server.stats() == counts
+
+    def test_counts_a_post_that_came_again(self, http_server):
+        with connect(http_server) as client:
+            for method, path in (("POST", "/1"), ("POST", "/2"), ("GET", "/1"), ("POST", "/1")):
+                client.sendall(f"{method} {path} HTTP/1.1\r\n\r\n".encode())
+                client.recv(4096)
+        assert http_server.stats()["same_posts"] == 2
 
     @pytest.mark.parametrize(
         ("query", "status"),
