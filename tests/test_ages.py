@@ -145,6 +145,17 @@ def test_get_skips_all_that_are_too_old_and_takes_the_next(clock):
     assert gone(pool) == {"max_idle": 3}
 
 
+def test_time_in_use_is_not_idle_time(clock):
+    pool = pool_of(gate := Gate(), check_after=30)
+    item = pool.get()
+    clock.pass_(31)
+    pool.put(item)
+    clock.pass_(30)
+
+    assert pool.get() is item
+    assert gate.calls["check"] == 0
+
+
 def test_get_checks_what_was_idle_for_more_than_check_after(clock):
     gate = Gate()
     pool = pool_of(gate, 1, check_after=30)

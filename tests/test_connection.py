@@ -287,15 +287,6 @@ def test_item_is_checked_when_idle_for_longer_than_check_after(gate, check_after
     assert gate.calls["check"] == checks
 
 
-def test_time_in_use_is_not_idle_time(gate):
-    pool = make(ConnectionPool, gate, check_after=0.02)
-    item = pool.get()
-    gevent.sleep(0.03)
-    pool.put(item)
-    pool.get()
-    assert gate.calls["check"] == 0
-
-
 def test_new_item_is_not_checked(pool, gate):
     first = pool.get()
     is_idle_for_a_while()
@@ -828,7 +819,7 @@ def test_timeout_error_is_a_diagnosis(gate):
     line = work.__code__.co_firstlineno + 2
     assert re.fullmatch(
         r"no item came free within 0\.005 s \(3 of 3 in use, 4 still waiting; "
-        rf"longest held 0\.\d s by <Watched 'worker-1'> at test_connection\.py:{line}\); "
+        rf"longest held \d+\.\d s by <Watched 'worker-1'> at test_connection\.py:{line}\); "
         "raise max_size, or hold items for less time",
         str(caught.value),
     ), caught.value

@@ -1129,10 +1129,10 @@ def test_a_dropped_pool_leaves_and_its_connection_is_closed(redis_server, name, 
 
 def test_a_dropped_pool_with_a_token_out_stays_counted(fleet, redis_server, name):
     """Its use may go on, and nobody can put it back."""
-    token = DistributedTokenPool(redis_server.url, name, 2, grace=0, lease=0.3).get()
+    token = DistributedTokenPool(redis_server.url, name, 2, grace=0, lease=1).get()
     gc.collect()
-    other = fleet(redis_server, name, lease=0.3)
-    gevent.sleep(0.5)
+    other = fleet(redis_server, name, lease=1)
+    gevent.sleep(1.2)  # longer than the lease
     assert used(other) == 1
     assert token.valid
     token._member.close(None)
