@@ -155,12 +155,13 @@ def test_a_restart_with_50_idle_costs_nobody_an_error(start_server, client):
 def test_a_frozen_server_ends_in_timeouts(start_server, client):
     server = start_server(HttpServer)
     user = client(server, timeout=0.2)
-    assert crowd(user, 3) == []
+    until(lambda: crowd(user, 3) == [])  # a busy machine may need longer
     server.freeze()
     errors = crowd(user, 6)
     assert len(errors) == 6
     server.thaw()
-    sound(user, 3)
+    until(lambda: crowd(user, 6) == [])
+    at_rest(user, 3)
 
 
 @pytest.mark.parametrize("fault", ["black hole", "firewall"])
@@ -175,7 +176,8 @@ def test_a_black_hole_ends_in_timeouts(http_server, proxy_to, client, fault):
         proxy.listen()
     assert len(crowd(user, 6)) == 6
     proxy.fault = hang(10**9)
-    sound(user, 3)
+    until(lambda: crowd(user, 6) == [])
+    at_rest(user, 3)
 
 
 def test_refused_and_back(http_server, proxy_to, client):

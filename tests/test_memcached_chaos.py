@@ -168,7 +168,7 @@ def test_a_server_given_up_is_taken_back_once_and_stays(start_server, asking):
 
     server, other = start_server(MemcachedServer), start_server(MemcachedServer)
     servers = [server.address, other.address]
-    client = Counting(servers, max_pool_size=5, timeout=0.5, retry_attempts=0, dead_timeout=0.2)
+    client = Counting(servers, max_pool_size=5, timeout=1, retry_attempts=0, dead_timeout=0.2)
     keys = [f"key-{n}" for n in range(40)]
     crowd(client, 5, keys)
     server.freeze()

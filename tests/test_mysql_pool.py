@@ -1346,7 +1346,7 @@ def test_interrupted_while_connecting_leaves_no_socket(
 
 @pytest.mark.parametrize("frozen", ["before connecting", "in a command", "at the reset"])
 def test_a_frozen_server_is_waited_for_no_longer_than_asked(server, mysql_pool, frozen):
-    pool = mysql_pool(server, max_size=2, connect_timeout=0.1, reset_timeout=0.05)
+    pool = mysql_pool(server, max_size=2, reset_timeout=0.05)
     items = []
     if frozen != "before connecting":
         items = [pool.get(), pool.get()]
@@ -1354,6 +1354,7 @@ def test_a_frozen_server_is_waited_for_no_longer_than_asked(server, mysql_pool, 
         for item in items:
             ask(item, "x")
     server.freeze()
+    pool._mysql.connect_timeout = 0.1
     try:
         if frozen == "in a command":
 
@@ -1754,7 +1755,7 @@ def test_unpatched_it_blocks_but_all_else_holds(server, monkeypatch):
     monkeypatch.setattr(pymysql.connections, "socket", blocking)
     monkeypatch.setattr(pymysql.connections, "ssl", ssl)
     with MySQLPool(
-        host=server.host, port=server.port, user="root", max_size=1, read_timeout=0.1
+        host=server.host, port=server.port, user="root", max_size=1, read_timeout=0.5
     ) as pool:
         first = number(pool)
         assert number(pool) == first
