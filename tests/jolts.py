@@ -4,7 +4,8 @@
 
 A busy machine does this to any test, but seldom; here each of its processes
 (the tests', their workers', their servers') loses up to half a second at
-random.  A test that fails wants luck, or has found something.
+random.  A test that fails wants luck, or has found something; or it froze a
+server that stood still already, and that went on with the end of the jolt.
 """
 
 import argparse
