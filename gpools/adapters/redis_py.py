@@ -128,7 +128,7 @@ class FairConnectionPool(redis.ConnectionPool):
         )
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> Any:
+    def from_url(cls: type[Self], url: str, **options: Any) -> Self:
         """Make a pool of what *url* says, and the other *options*.
 
         Raises ValueError and TypeError for what makes no sense.
