@@ -180,11 +180,11 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
 
     # The verbs, to be overridden.  Each may switch, fail, or be killed.
 
-    def check(self, item: T) -> bool:
+    def check(self, item: T, /) -> bool:
         """Tell whether an idle *item* is still good; an Exception means no."""
         return True
 
-    def destroy(self, item: T) -> object:
+    def destroy(self, item: T, /) -> object:
         """Let *item* go for good: close it, if it can be closed.
 
         An Exception is logged and goes no further.
@@ -192,7 +192,7 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
         close = getattr(item, "close", None)
         return close() if callable(close) else None
 
-    def fit_after(self, item: T, error: Exception) -> bool:
+    def fit_after(self, item: T, error: Exception, /) -> bool:
         """Tell whether *item* is still sound after *error* left its with block.
 
         An adapter says yes where the error is only the application's.  Not
@@ -204,7 +204,7 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
     if TYPE_CHECKING:
         # They are the core's, which is not generic.
 
-        def reset(self, item: T) -> object: ...
+        def reset(self, item: T, /) -> object: ...
 
         def get(self, *, timeout: float | Missing | None = MISSING) -> T: ...
 

@@ -129,9 +129,10 @@ def test_readme_begins_with_five_lines_that_run():
 
 
 def as_written(signature):
-    """Write a signature as api.md does: no annotations, no self, ... for what is left out."""
+    """Write a signature as api.md does: no annotations, self or /, ... for what is left out."""
     parameters = [
         parameter.replace(
+            kind=parameter.kind or parameter.POSITIONAL_OR_KEYWORD,  # from POSITIONAL_ONLY, 0
             annotation=parameter.empty,
             default=... if isinstance(parameter.default, Enum) else parameter.default,
         )
@@ -196,6 +197,23 @@ def test_api_page_has_every_name_with_its_signature():
         assert heading in found
         assert sorted(found[heading]) == sorted(names), heading
     assert found.keys() == expected.keys()
+
+
+def test_a_subclass_may_call_what_its_verbs_are_given_what_it_likes():
+    """A type checker refuses the ``check(self, client)`` of docs/write-an-adapter.md else."""
+    pools = [getattr(gpools, name) for name in {*gpools.__all__, *adapters.__all__}]
+    verbs = [
+        inspect.signature(verb)
+        for pool in pools
+        if issubclass(pool, gpools.ConnectionPool)
+        for name, verb in vars(pool).items()
+        if name in ("check", "reset", "destroy", "fit_after")
+        if verb.__module__ != "gpools._fast"  # which connection.py tells type checkers of
+    ]
+    assert len(verbs) > 20
+    for verb in verbs:
+        _, *given = verb.parameters.values()
+        assert {parameter.kind for parameter in given} == {inspect.Parameter.POSITIONAL_ONLY}, verb
 
 
 def test_api_page_says_of_every_call_whether_it_may_switch():

@@ -79,16 +79,16 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         """Make a client; the pool connects it."""
         return redis.Redis(connection_pool=self._redis.connection_pool())
 
-    def check(self, item: redis.Redis) -> bool:
+    def check(self, item: redis.Redis, /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         connection = _only(item).connection
         return connection.open and not connection.unread()
 
-    def reset(self, item: redis.Redis) -> None:
+    def reset(self, item: redis.Redis, /) -> None:
         """Refuse a client whose connection is not as it was; never switches."""
         _only(item).restore(item)
 
-    def destroy(self, item: redis.Redis) -> None:
+    def destroy(self, item: redis.Redis, /) -> None:
         """Close the connection for good, whoever still has a pipeline or pubsub on it."""
         pool = vars(item).get("connection_pool")
         if isinstance(pool, OneConnection):
@@ -96,7 +96,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         elif pool is not None:
             pool.disconnect()
 
-    def fit_after(self, item: redis.Redis, error: Exception) -> bool:
+    def fit_after(self, item: redis.Redis, error: Exception, /) -> bool:
         """Say no after errors of the network, the protocol or a replica, else yes."""
         return not isinstance(
             error,

@@ -331,7 +331,7 @@ class Connections(ConnectionPool[Any]):
             record_connection_create_time(owner, monotonic() - begun)
         return connection
 
-    def check(self, item: Any) -> bool:
+    def check(self, item: Any, /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         if not item.open:
             return False
@@ -341,7 +341,7 @@ class Connections(ConnectionPool[Any]):
             return True
         return not item.unread()
 
-    def reset(self, item: Any) -> None:
+    def reset(self, item: Any, /) -> None:
         """Refuse a connection that is not as it was when it was made."""
         owner = self._owner()
         if owner is None:
@@ -355,7 +355,7 @@ class Connections(ConnectionPool[Any]):
         if owner._dispatcher is not None and _released is not None:
             owner._dispatcher.dispatch(_released(item))
 
-    def destroy(self, item: Any) -> None:
+    def destroy(self, item: Any, /) -> None:
         """Close the connection for good."""
         item.retire()
 

@@ -78,18 +78,18 @@ class Connections(ConnectionPool[Any]):
         read_quickly(connection)
         return connection
 
-    def check(self, item: Any) -> bool:
+    def check(self, item: Any, /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         return item.sock is None or quiet(item.sock)
 
-    def reset(self, item: Any) -> None:
+    def reset(self, item: Any, /) -> None:
         """Refuse a connection in the middle of something; never switches."""
         if getattr(item, "unread", False) or not between_requests(item):
             raise PoolError("an answer was not read to its end")
         if not (self._seen_later or self.check(item)):
             raise PoolError("the server has hung up, or sent what nobody had asked for")
 
-    def destroy(self, item: Any) -> None:
+    def destroy(self, item: Any, /) -> None:
         """Close the connection."""
         item.close()
 
