@@ -58,7 +58,7 @@ from gpools.errors import (
 )
 from gpools.lifecycle import BETWEEN, GONE, IDLE, IN_USE, Entry, Lifecycle
 from gpools.pool import Pool
-from gpools.stats import Listener, Stats
+from gpools.stats import EVENTS, Listener, Stats
 
 __all__ = ["ConnectionPool"]
 
@@ -142,6 +142,8 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
         _require_whole(max_waiting=max_waiting, max_creating=max_creating)
         if shed is not None and not isinstance(shed, CoDel):
             raise TypeError(f"shed must be a CoDel, not {shed!r}")
+        if listener is not None and not any(hasattr(listener, event) for event in EVENTS):
+            raise TypeError(f"listener has none of the methods {', '.join(EVENTS)}")
         if limiter is not None and not (hasattr(limiter, "get") and hasattr(limiter, "put")):
             raise TypeError(f"limiter must be a pool of tokens, not {limiter!r}")
         if check is None and type(self).check is ConnectionPool.check:
