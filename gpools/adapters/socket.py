@@ -174,7 +174,11 @@ class _Terms:
 
     def connect(self) -> socket.socket:
         if not isinstance(self.address, tuple):
-            return self._connect_to(socket.AF_UNIX, 0, self.address)
+            try:
+                return self._connect_to(socket.AF_UNIX, 0, self.address)
+            except OSError as error:
+                error.filename = self.address  # shows who meant a host that it is a path
+                raise
         failure: OSError | None = None
         for family, _, protocol, _, address in socket.getaddrinfo(
             *self.address, type=socket.SOCK_STREAM
