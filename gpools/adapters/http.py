@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 import httplib2
 
 from gpools.adapters._answer import Answer
-from gpools.adapters._blocking import refuse_blocking
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
 from gpools.connection import ConnectionPool, split_settings
@@ -126,6 +126,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     def _adopt(self, item: httplib2.Http) -> None:
         refuse_blocking(item)
+        tell_unpatched("httplib2", httplib2)
         item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         self._http.remember(item)
 

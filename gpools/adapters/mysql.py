@@ -15,7 +15,7 @@ from weakref import WeakSet
 from gevent import Timeout
 
 from gpools._fast import MISSING, Missing
-from gpools.adapters._blocking import refuse_blocking
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
@@ -23,7 +23,7 @@ from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
 with extra("mysql"):
-    from pymysql import err  # type: ignore[import-untyped]
+    from pymysql import connections, err  # type: ignore[import-untyped]
     from pymysql.connections import Connection  # type: ignore[import-untyped]
     from pymysql.constants import (  # type: ignore[import-untyped]
         COMMAND,
@@ -177,6 +177,7 @@ class MySQLPool(ConnectionPool[Connection]):
 
     def _adopt(self, item: Connection) -> None:
         refuse_blocking(item)
+        tell_unpatched("PyMySQL", connections)
         if not isinstance(item, Connection):
             kind = f"{type(item).__module__}.{type(item).__qualname__}"
             raise PoolError(f"create() returned a {kind}; make it with pymysql.connect")

@@ -19,6 +19,7 @@ import redis
 from redis.connection import to_bool
 from redis.sentinel import SentinelConnectionPool
 
+from gpools.adapters._blocking import tell_unpatched
 from gpools.adapters._probe import A_MOMENT
 from gpools.adapters._redis_connection import (
     NO_NOTICES,
@@ -324,6 +325,7 @@ class Connections(ConnectionPool[Any]):
         if owner is None:
             raise PoolError("the FairConnectionPool of these connections is gone")
         begun = monotonic()
+        tell_unpatched("redis-py", redis.connection)
         connection = owner.make_connection()
         connection.home = ref(self)
         connection.connect()

@@ -26,6 +26,7 @@ from gevent import getcurrent
 from greenlet import greenlet
 
 from gpools.adapters._answer import read_quickly
+from gpools.adapters._blocking import tell_unpatched
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet
@@ -41,6 +42,7 @@ with extra("urllib3"):
         ProxyManager,
     )
     from urllib3.exceptions import ClosedPoolError, EmptyPoolError
+    from urllib3.util import connection as urllib3_connection
 
 __all__ = [
     "FairHTTPConnectionPool",
@@ -74,6 +76,7 @@ class Connections(ConnectionPool[Any]):
         """Make a connection; urllib3 connects it when it is used."""
         owner = self._owner()
         assert owner is not None  # it is asking
+        tell_unpatched("urllib3", urllib3_connection)
         connection = owner._new_conn()
         read_quickly(connection)
         return connection
