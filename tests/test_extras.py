@@ -57,6 +57,17 @@ def test_all_others_come_with_an_import_of_everything():
     assert {"HttpPool", "RedisPool", "SocketPool", "KeyedHttpPool"} <= set(gpools.__all__)
 
 
+def test_a_prompt_completes_what_is_not_loaded_yet():
+    program = "import gpools, sys; print(*dir(gpools)); print('redis' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    *names, redis_is_loaded = done.stdout.split()
+    assert set(gpools.__all__) <= set(names)
+    assert redis_is_loaded == "False"
+
+
 def test_a_name_that_is_none_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'Nonesuch'"):
         gpools.Nonesuch  # noqa: B018
