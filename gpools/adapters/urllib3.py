@@ -42,6 +42,7 @@ with extra("urllib3"):
         ProxyManager,
     )
     from urllib3.exceptions import ClosedPoolError, EmptyPoolError
+    from urllib3.poolmanager import PoolKey
     from urllib3.util import connection as urllib3_connection
 
 __all__ = [
@@ -326,7 +327,13 @@ def make_fair(manager: PoolManager, settings: dict[str, Any]) -> None:
     manager._alive = WeakValueDictionary()  # type: ignore[attr-defined]
     # For the complaints, now and not at the first request.
     context = {**manager.connection_pool_kw, "scheme": "http", "host": "localhost", "port": 80}
-    manager.key_fn_by_scheme["http"](context)
+    try:
+        manager.key_fn_by_scheme["http"](context)
+    except TypeError as error:  # it speaks of a PoolKey and its 'key_...'
+        unknown = [name for name in context if f"key_{name}" not in PoolKey._fields]
+        if not unknown:
+            raise
+        raise TypeError(f"neither urllib3 nor ConnectionPool takes {', '.join(unknown)}") from error
     manager._new_pool("http", "localhost", 80)
 
 
