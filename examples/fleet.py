@@ -18,14 +18,11 @@ def until(claim):
         gevent.sleep(0.05)
 
 
-def work(pool):
-    while True:
+if len(sys.argv) > 1:
+    pool = pool_on(sys.argv[1])
+    while True:  # a worker
         with pool.item():
             gevent.sleep(0.1)
-
-
-if len(sys.argv) > 1:
-    work(pool_on(sys.argv[1]))
 with redis_url() as url, pool_on(url) as pool:
     workers = [subprocess.Popen([sys.executable, __file__, url]) for _ in range(4)]
     until(lambda stats: len(stats.members) == 5 and stats.used == 3 and stats.waiting == 1)
@@ -37,4 +34,5 @@ with redis_url() as url, pool_on(url) as pool:
     for worker in workers:
         worker.kill()
         worker.wait()
-    print(f"killed all: {len([pool.get(timeout=5) for _ in range(3)])} tokens are free again")
+    with pool.item(timeout=5), pool.item(timeout=5), pool.item(timeout=5):
+        print("killed all: 3 tokens are free again")

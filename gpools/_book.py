@@ -28,7 +28,7 @@ class Limiter(Protocol):
     def get(self) -> Any:
         """Take a token, waiting for it; may switch."""
 
-    def put(self, token: Any) -> None:
+    def put(self, token: Any, /) -> None:
         """Give *token* back; must not switch."""
 
 

@@ -19,7 +19,10 @@ def within(timeout: float | None, act: Callable[[], T], late: Callable[[float], 
     if timeout is None:
         return act()
     # Whoever waits in a line pays for this, so the Timeout is made only if it is needed.
-    timer = get_hub().loop.timer(max(0, timeout), priority=-1)
+    try:
+        timer = get_hub().loop.timer(max(0, timeout), priority=-1)
+    except TypeError:
+        raise TypeError(f"timeout must be a number, or None, not {timeout!r}") from None
     timer.start(_ring, getcurrent(), timer, timeout, update=True)
     try:
         return act()

@@ -58,7 +58,7 @@ from gpools.errors import (
 )
 from gpools.lifecycle import BETWEEN, GONE, IDLE, IN_USE, Entry, Lifecycle
 from gpools.pool import Pool
-from gpools.stats import Listener, Stats
+from gpools.stats import EVENTS, Listener, Stats
 
 __all__ = ["ConnectionPool"]
 
@@ -142,6 +142,8 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
         _require_whole(max_waiting=max_waiting, max_creating=max_creating)
         if shed is not None and not isinstance(shed, CoDel):
             raise TypeError(f"shed must be a CoDel, not {shed!r}")
+        if listener is not None and not any(hasattr(listener, event) for event in EVENTS):
+            raise TypeError(f"listener has none of the methods {', '.join(EVENTS)}")
         if limiter is not None and not (hasattr(limiter, "get") and hasattr(limiter, "put")):
             raise TypeError(f"limiter must be a pool of tokens, not {limiter!r}")
         if check is None and type(self).check is ConnectionPool.check:
@@ -180,11 +182,11 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
 
     # The verbs, to be overridden.  Each may switch, fail, or be killed.
 
-    def check(self, item: T) -> bool:
+    def check(self, item: T, /) -> bool:
         """Tell whether an idle *item* is still good; an Exception means no."""
         return True
 
-    def destroy(self, item: T) -> object:
+    def destroy(self, item: T, /) -> object:
         """Let *item* go for good: close it, if it can be closed.
 
         An Exception is logged and goes no further.
@@ -192,7 +194,7 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
         close = getattr(item, "close", None)
         return close() if callable(close) else None
 
-    def fit_after(self, item: T, error: Exception) -> bool:
+    def fit_after(self, item: T, error: Exception, /) -> bool:
         """Tell whether *item* is still sound after *error* left its with block.
 
         An adapter says yes where the error is only the application's.  Not
@@ -204,7 +206,7 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
     if TYPE_CHECKING:
         # They are the core's, which is not generic.
 
-        def reset(self, item: T) -> object: ...
+        def reset(self, item: T, /) -> object: ...
 
         def get(self, *, timeout: float | Missing | None = MISSING) -> T: ...
 

@@ -25,6 +25,7 @@ from gpools.errors import PoolTimeout
 __all__ = ["Pool", "Token", "TokenPool"]
 
 T = TypeVar("T")
+Self = TypeVar("Self", bound="Pool[Any]")
 
 _order: Any = vars(Core).get("order_as_stack")  # where the compiled core has it
 
@@ -94,7 +95,7 @@ class Pool(Core, Generic[T]):
         if _order is not None and isinstance(cls.order_as_stack, bool):
             cls.order_as_stack = _order
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Pool[T]:
+    def __new__(cls: type[Self], *args: Any, **kwargs: Any) -> Self:
         # Here, not in __init__, because subclasses use their pool before they
         # call __init__, and in a __del__ after it failed.
         pool = super().__new__(cls)

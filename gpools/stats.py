@@ -102,3 +102,6 @@ class Listener(Protocol):
 
     def closed(self, pool: ConnectionPool[Any]) -> None:
         """Called after the pool was closed."""
+
+
+EVENTS = [name for name in vars(Listener) if not name.startswith("_")]

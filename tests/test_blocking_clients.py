@@ -4,10 +4,12 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
+import gevent.socket
 import pytest
+from gevent.monkey import get_original
 
 from gpools import HttpPool, MemcachedPool, MySQLPool, PoolError, PostgresPool, RedisPool
-from gpools.adapters._blocking import refuse_blocking
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 
 
@@ -71,6 +73,21 @@ def test_ssh2_session_that_does_not_block_passes():
     with pytest.raises(PoolError, match="ssh2"):
         refuse_blocking(client_of("ssh2.session", get_blocking=lambda self: True))
     refuse_blocking(client_of("ssh2.session", get_blocking=lambda self: False))
+
+
+def test_a_program_that_is_not_patched_is_told_once_for_each_library(monkeypatch, caplog):
+    monkeypatch.setattr("gpools.adapters._blocking._told", set())
+    plain = SimpleNamespace(socket=get_original("socket", "socket"))
+    for library, sockets in [
+        ("redis-py", gevent.socket),
+        ("httplib2", plain),
+        ("PyMySQL", plain),
+        ("httplib2", plain),
+    ]:
+        tell_unpatched(library, SimpleNamespace(socket=sockets))
+
+    assert [record.args for record in caplog.records] == [("httplib2",), ("PyMySQL",)]
+    assert "patch_all()" in caplog.text
 
 
 @pytest.mark.parametrize(

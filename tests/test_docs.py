@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import gpools
-from gpools import adapters
+from gpools import adapters, fleet
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -89,12 +89,21 @@ def test_page_runs_and_prints_what_it_says(name, request):
             )
 
 
+def anchors(text):
+    """List what a link can name in a page: its headings, as they are written in addresses."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_of_page_lead_somewhere(name):
     page = PAGES[name]
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
         if not target.startswith("https://"):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+            file, _, anchor = target.partition("#")
+            there = page.parent / file if file else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there.read_text()), target
 
 
 def named_tests(text):
@@ -131,9 +140,10 @@ def test_readme_begins_with_five_lines_that_run():
 
 
 def as_written(signature):
-    """Write a signature as api.md does: no annotations, no self, ... for what is left out."""
+    """Write a signature as api.md does: no annotations, self or /, ... for what is left out."""
     parameters = [
         parameter.replace(
+            kind=parameter.kind or parameter.POSITIONAL_OR_KEYWORD,  # from POSITIONAL_ONLY, 0
             annotation=parameter.empty,
             default=... if isinstance(parameter.default, Enum) else parameter.default,
         )
@@ -198,6 +208,31 @@ def test_api_page_has_every_name_with_its_signature():
         assert heading in found
         assert sorted(found[heading]) == sorted(names), heading
     assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("name", [*sorted(ON_A_PAGE_OF_THEIR_OWN), *fleet.__all__])
+def test_api_page_leads_to_the_page_of_all_other_names(name):
+    [page] = re.findall(
+        rf"^\| .*`{name}`.*\]\((\w+\.md)\) \|$", PAGES["docs/api.md"].read_text(), re.M
+    )
+    assert name in PAGES[f"docs/{page}"].read_text()
+
+
+def test_a_subclass_may_call_what_its_verbs_are_given_what_it_likes():
+    """A type checker refuses the ``check(self, client)`` of docs/write-an-adapter.md else."""
+    pools = [getattr(gpools, name) for name in {*gpools.__all__, *adapters.__all__}]
+    verbs = [
+        inspect.signature(verb)
+        for pool in pools
+        if issubclass(pool, gpools.ConnectionPool)
+        for name, verb in vars(pool).items()
+        if name in ("check", "reset", "destroy", "fit_after")
+        if verb.__module__ != "gpools._fast"  # which connection.py tells type checkers of
+    ]
+    assert len(verbs) > 20
+    for verb in verbs:
+        _, *given = verb.parameters.values()
+        assert {parameter.kind for parameter in given} == {inspect.Parameter.POSITIONAL_ONLY}, verb
 
 
 def test_api_page_says_of_every_call_whether_it_may_switch():

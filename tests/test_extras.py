@@ -43,9 +43,29 @@ def test_the_extra_is_named(name):
     assert f"{library}" in done.stdout
 
 
+def test_who_lacks_both_requests_and_urllib3_is_told_of_the_extra_that_brings_both():
+    program = WITHOUT.format(library="urllib3", name="FairHTTPAdapter")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert "gpools[requests]" in done.stdout
+
+
 def test_all_others_come_with_an_import_of_everything():
     assert not OPTIONAL.keys() & set(gpools.__all__)
     assert {"HttpPool", "RedisPool", "SocketPool", "KeyedHttpPool"} <= set(gpools.__all__)
+
+
+def test_a_prompt_completes_what_is_not_loaded_yet():
+    program = "import gpools, sys; print(*dir(gpools)); print('redis' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    *names, redis_is_loaded = done.stdout.split()
+    assert set(gpools.__all__) <= set(names)
+    assert redis_is_loaded == "False"
 
 
 def test_a_name_that_is_none_is_an_attribute_error():

@@ -784,8 +784,8 @@ def test_disconnect_of_the_idle_ones_leaves_the_others(redis_server, fair):
 def test_disconnect_wakes_who_waits_for_a_reply(redis_server, fair):
     client = fair(redis_server)
     waiting = spawn(client.blpop, "list", timeout=0)
-    until(lambda: clients(redis_server))
-    settle()
+    # Not merely connected: a connection that is being made is nobody's yet.
+    until(lambda: [other["cmd"] for other in clients(redis_server)] == ["blpop"])
     client.connection_pool.disconnect()
     waiting.join(5)
     assert isinstance(waiting.exception, redis.ConnectionError)

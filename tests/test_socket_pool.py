@@ -218,6 +218,12 @@ def test_a_name_with_several_addresses(echo):
         assert use(pool)
 
 
+def test_who_means_a_host_and_writes_a_path_sees_it():
+    with SocketPool("127.0.0.1:11211") as pool, pytest.raises(FileNotFoundError) as caught:
+        pool.get()
+    assert "'127.0.0.1:11211'" in str(caught.value)
+
+
 @pytest.mark.parametrize("path", [str, os.fsencode])
 @pytest.mark.parametrize("kind", ["unix"], indirect=True)
 def test_a_path_in_any_form(echo, tmp_path, path):

@@ -588,6 +588,13 @@ def test_a_listener_defines_what_it_wants():
     assert told == ["closed"]
 
 
+@pytest.mark.parametrize("deaf", [print, "ears", object()])
+def test_a_listener_with_no_method_of_one_is_refused(deaf):
+    """It was never told anything, and its user waited for that."""
+    with pytest.raises(TypeError, match="none of the methods created, create_failed, destroyed"):
+        pool_of(Gate(), 1, listener=deaf)
+
+
 def raises(*about):
     raise OSError("the server of metrics is down")
 

@@ -663,6 +663,11 @@ def test_another_thread_is_refused(http_server, manager):
 # Settings
 
 
+def test_a_misspelled_option_is_told_by_the_name_it_was_given():
+    with pytest.raises(TypeError, match="neither urllib3 nor ConnectionPool takes max_ages"):
+        FairPoolManager(max_ages=3)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -94,6 +94,14 @@ def test_who_closes_the_timeout_that_comes_is_late_too():
         within(0.001, act, Late)
 
 
+@pytest.mark.parametrize("seconds", ["3", [3], object])
+def test_what_is_no_number_is_refused_before_anything_is_done(seconds):
+    done = []
+    with pytest.raises(TypeError, match="timeout must be a number, or None, not"):
+        within(seconds, partial(done.append, 1), Late)
+    assert done == []
+
+
 @pytest.mark.parametrize("seconds", [-1, -inf, nan, False])
 def test_what_is_no_time_at_all_is_over_at_once(seconds):
     """A timer of nan seconds has the event loop run for ever."""

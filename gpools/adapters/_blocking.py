@@ -1,17 +1,25 @@
-"""Refuse clients that would stop all greenlets while they wait for a server.
+"""Clients that would stop all greenlets while they wait for a server.
 
-They wait in C, where gevent cannot switch, whether the program is patched or
-not.  Known by the module of their class, so that none of these libraries need
-be installed.
+Some wait in C, where gevent cannot switch, whether the program is patched or
+not: these are refused.  They are known by the module of their class, so that
+none of these libraries need be installed.  Others wait with Python's sockets,
+and in a program that is not patched the log says so, once.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+from types import ModuleType
 from typing import Any
+
+from gevent import socket
 
 from gpools.errors import PoolError
 
+log = logging.getLogger("gpools")
+
+_told: set[str] = set()
 _INSTEAD = {
     "psycopg2": "call psycogreen.gevent.patch_psycopg() first, or take psycopg 3",
     "MySQLdb": "take PyMySQL",
@@ -34,6 +42,20 @@ def refuse_blocking(item: object) -> None:
             raise PoolError(
                 f"{library} stops all greenlets while it waits for its server; {_INSTEAD[library]}"
             )
+
+
+def tell_unpatched(library: str, module: ModuleType) -> None:
+    """Log, once, that *library* stops all greenlets, if its *module* has other sockets than gevent.
+
+    Switches only if the log does.
+    """
+    if module.socket.socket is not socket.socket and library not in _told:
+        _told.add(library)
+        log.warning(
+            "%s stops all greenlets while it waits for its server; "
+            "call gevent.monkey.patch_all() first of all",
+            library,
+        )
 
 
 def _made_to_switch(library: str, item: Any) -> bool:

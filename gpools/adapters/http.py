@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 import httplib2
 
 from gpools.adapters._answer import Answer
-from gpools.adapters._blocking import refuse_blocking
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
 from gpools.connection import ConnectionPool, split_settings
@@ -89,14 +89,14 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         """Make a client with the settings of the pool; it connects when it is used."""
         return self._http.make()
 
-    def check(self, item: httplib2.Http) -> bool:
+    def check(self, item: httplib2.Http, /) -> bool:
         """Drop the connections that the server has closed or sent stray bytes on."""
         for connection in item.connections.values():
             if connection.sock is not None and not quiet(connection.sock):
                 connection.close()
         return True
 
-    def reset(self, item: httplib2.Http) -> None:
+    def reset(self, item: httplib2.Http, /) -> None:
         """Drop connections in the middle of something; take back changed settings."""
         settings = self._http.made[item]
         settings.restore(item)
@@ -110,7 +110,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         if not self._seen_later:
             HttpPool.check(self, item)
 
-    def destroy(self, item: httplib2.Http) -> None:
+    def destroy(self, item: httplib2.Http, /) -> None:
         """Close the connections of *item*.
 
         Not by its own close(), which would wipe credentials and certificates
@@ -120,12 +120,13 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         for connection in connections.values():
             _close(connection)
 
-    def fit_after(self, item: httplib2.Http, error: Exception) -> bool:
+    def fit_after(self, item: httplib2.Http, error: Exception, /) -> bool:
         """Say no after errors of the network or of HTTP, yes after the program's own."""
         return not isinstance(error, (OSError, HTTPException, httplib2.HttpLib2Error))
 
     def _adopt(self, item: httplib2.Http) -> None:
         refuse_blocking(item)
+        tell_unpatched("httplib2", httplib2)
         item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         self._http.remember(item)
 

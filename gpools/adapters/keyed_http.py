@@ -94,7 +94,7 @@ class _OneHost(HttpPool):
         self._host = host
         super().__init__(**options)
 
-    def reset(self, item: httplib2.Http) -> None:
+    def reset(self, item: httplib2.Http, /) -> None:
         super().reset(item)
         for key, connection in list(item.connections.items()):
             scheme, _, authority = key.partition(":")

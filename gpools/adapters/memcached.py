@@ -88,24 +88,24 @@ class MemcachedPool(ConnectionPool[Client]):
         server, options = self._memcached
         return Client(server, **options)
 
-    def check(self, item: Client) -> bool:
+    def check(self, item: Client, /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         return item.sock is None or item.unheard()
 
-    def reset(self, item: Client) -> None:
+    def reset(self, item: Client, /) -> None:
         """Refuse a client that is not as it was; take back changed attributes; never switches."""
         if item.sock is None and self._connects:
             raise PoolError("the connection was closed")
         item.come_back()
 
-    def destroy(self, item: Client) -> None:
+    def destroy(self, item: Client, /) -> None:
         """Close the connection for good."""
         if isinstance(item, _Whole):
             item.retire()
         else:  # refused as it was made
             super().destroy(item)
 
-    def fit_after(self, item: Client, error: Exception) -> bool:
+    def fit_after(self, item: Client, error: Exception, /) -> bool:
         """Say yes while the connection is open: each error in a command closes it."""
         return item.sock is not None
 

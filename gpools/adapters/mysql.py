@@ -15,7 +15,7 @@ from weakref import WeakSet
 from gevent import Timeout
 
 from gpools._fast import MISSING, Missing
-from gpools.adapters._blocking import refuse_blocking
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
@@ -23,7 +23,7 @@ from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
 with extra("mysql"):
-    from pymysql import err  # type: ignore[import-untyped]
+    from pymysql import connections, err  # type: ignore[import-untyped]
     from pymysql.connections import Connection  # type: ignore[import-untyped]
     from pymysql.constants import (  # type: ignore[import-untyped]
         COMMAND,
@@ -133,11 +133,11 @@ class MySQLPool(ConnectionPool[Connection]):
         connection.connect()
         return connection
 
-    def check(self, item: Connection) -> bool:
+    def check(self, item: Connection, /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         return item._sock is not None and quiet(item._sock)
 
-    def reset(self, item: Connection) -> None:
+    def reset(self, item: Connection, /) -> None:
         """Make a connection as it was made, or refuse it; switches if it was used."""
         if not item.open:
             raise PoolError("the connection is closed")
@@ -157,7 +157,7 @@ class MySQLPool(ConnectionPool[Connection]):
                     item.roll_back()
         item.begin_anew()
 
-    def destroy(self, item: Connection) -> None:
+    def destroy(self, item: Connection, /) -> None:
         """Close the connection without waiting for anybody; never switches."""
         if not isinstance(item, PooledConnection):
             item.close()  # refused as it came from create()
@@ -170,13 +170,14 @@ class MySQLPool(ConnectionPool[Connection]):
                     item._sock.send(_GOODBYE)
             item._force_close()
 
-    def fit_after(self, item: Connection, error: Exception) -> bool:
+    def fit_after(self, item: Connection, error: Exception, /) -> bool:
         """Say no after errors of the connection, or of a server that goes or is a replica."""
         lost = isinstance(error, err.MySQLError) and error.args[:1] and error.args[0] in _LOST
         return item.open and not lost
 
     def _adopt(self, item: Connection) -> None:
         refuse_blocking(item)
+        tell_unpatched("PyMySQL", connections)
         if not isinstance(item, Connection):
             kind = f"{type(item).__module__}.{type(item).__qualname__}"
             raise PoolError(f"create() returned a {kind}; make it with pymysql.connect")

@@ -146,11 +146,11 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
             clear_frames(error.__traceback__)
             raise
 
-    def check(self, item: psycopg.Connection[Any]) -> bool:
+    def check(self, item: psycopg.Connection[Any], /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         return not item.closed and quiet(item)  # type: ignore[arg-type]
 
-    def reset(self, item: psycopg.Connection[Any]) -> None:
+    def reset(self, item: psycopg.Connection[Any], /) -> None:
         """Roll back, discard what the session has, take back changed attributes.
 
         Switches only if a transaction is open, after a stream, or with *discard_all*.
@@ -182,7 +182,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
                 # that was one too; any other statement in between mends it.
                 psycopg.Cursor(item).execute("", prepare=False)
 
-    def destroy(self, item: psycopg.Connection[Any]) -> None:
+    def destroy(self, item: psycopg.Connection[Any], /) -> None:
         """Close the connection without waiting, then have the server cancel what it runs."""
         if not isinstance(item, psycopg.Connection):
             return
@@ -192,7 +192,7 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
             with Timeout(self._postgres.cancel_timeout, False):  # type: ignore[arg-type]
                 _send(cancel)
 
-    def fit_after(self, item: psycopg.Connection[Any], error: Exception) -> bool:
+    def fit_after(self, item: psycopg.Connection[Any], error: Exception, /) -> bool:
         """Say no after errors of the network or the server, yes after those of a statement."""
         if item.closed or _busy(item):
             return False

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from gpools.adapters._blocking import refuse_blocking
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched
 from gpools.adapters._probe import A_MOMENT
 from gpools.adapters._redis_client import OneConnection, pooled
 from gpools.adapters._redis_connection import (
@@ -79,16 +79,16 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         """Make a client; the pool connects it."""
         return redis.Redis(connection_pool=self._redis.connection_pool())
 
-    def check(self, item: redis.Redis) -> bool:
+    def check(self, item: redis.Redis, /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         connection = _only(item).connection
         return connection.open and not connection.unread()
 
-    def reset(self, item: redis.Redis) -> None:
+    def reset(self, item: redis.Redis, /) -> None:
         """Refuse a client whose connection is not as it was; never switches."""
         _only(item).restore(item)
 
-    def destroy(self, item: redis.Redis) -> None:
+    def destroy(self, item: redis.Redis, /) -> None:
         """Close the connection for good, whoever still has a pipeline or pubsub on it."""
         pool = vars(item).get("connection_pool")
         if isinstance(pool, OneConnection):
@@ -96,7 +96,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
         elif pool is not None:
             pool.disconnect()
 
-    def fit_after(self, item: redis.Redis, error: Exception) -> bool:
+    def fit_after(self, item: redis.Redis, error: Exception, /) -> bool:
         """Say no after errors of the network, the protocol or a replica, else yes."""
         return not isinstance(
             error,
@@ -115,6 +115,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
 
     def _adopt(self, item: redis.Redis) -> None:
         refuse_blocking(item)
+        tell_unpatched("redis-py", redis.connection)
         only = former = item.connection_pool
         if not isinstance(only, OneConnection):
             if item.connection is not None:

@@ -19,6 +19,7 @@ import redis
 from redis.connection import to_bool
 from redis.sentinel import SentinelConnectionPool
 
+from gpools.adapters._blocking import tell_unpatched
 from gpools.adapters._probe import A_MOMENT
 from gpools.adapters._redis_connection import (
     NO_NOTICES,
@@ -128,7 +129,7 @@ class FairConnectionPool(redis.ConnectionPool):
         )
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> Any:
+    def from_url(cls: type[Self], url: str, **options: Any) -> Self:
         """Make a pool of what *url* says, and the other *options*.
 
         Raises ValueError and TypeError for what makes no sense.
@@ -324,6 +325,7 @@ class Connections(ConnectionPool[Any]):
         if owner is None:
             raise PoolError("the FairConnectionPool of these connections is gone")
         begun = monotonic()
+        tell_unpatched("redis-py", redis.connection)
         connection = owner.make_connection()
         connection.home = ref(self)
         connection.connect()
@@ -331,7 +333,7 @@ class Connections(ConnectionPool[Any]):
             record_connection_create_time(owner, monotonic() - begun)
         return connection
 
-    def check(self, item: Any) -> bool:
+    def check(self, item: Any, /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         if not item.open:
             return False
@@ -341,7 +343,7 @@ class Connections(ConnectionPool[Any]):
             return True
         return not item.unread()
 
-    def reset(self, item: Any) -> None:
+    def reset(self, item: Any, /) -> None:
         """Refuse a connection that is not as it was when it was made."""
         owner = self._owner()
         if owner is None:
@@ -355,7 +357,7 @@ class Connections(ConnectionPool[Any]):
         if owner._dispatcher is not None and _released is not None:
             owner._dispatcher.dispatch(_released(item))
 
-    def destroy(self, item: Any) -> None:
+    def destroy(self, item: Any, /) -> None:
         """Close the connection for good."""
         item.retire()
 

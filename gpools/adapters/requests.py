@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from gpools.adapters._extra import extra
-from gpools.adapters.urllib3 import FairManager, make_fair, split_options
 
-with extra("requests"):
+with extra("requests"):  # which brings urllib3, too
     from requests import PreparedRequest, Response
     from requests.adapters import DEFAULT_POOLSIZE, DEFAULT_RETRIES, HTTPAdapter
     from requests.exceptions import ConnectTimeout
     from urllib3 import Retry
     from urllib3.exceptions import EmptyPoolError
+
+    from gpools.adapters.urllib3 import FairManager, make_fair, split_options
 
 __all__ = ["FairHTTPAdapter"]
 

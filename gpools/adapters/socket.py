@@ -100,11 +100,11 @@ class SocketPool(ConnectionPool[socket.socket]):
         """Connect a socket, and shake hands if it is for TLS.  Switches."""
         return self._socket.connect()
 
-    def check(self, item: socket.socket) -> bool:
+    def check(self, item: socket.socket, /) -> bool:
         """Tell whether the peer has neither closed nor sent anything; never switches."""
         return quiet(item)
 
-    def reset(self, item: socket.socket) -> None:
+    def reset(self, item: socket.socket, /) -> None:
         """Refuse a socket that is not as it was; set back its options; never switches."""
         if _waited_for(item):
             raise PoolError("another greenlet still waits for it")
@@ -121,7 +121,7 @@ class SocketPool(ConnectionPool[socket.socket]):
         if item.gettimeout() != self._socket.timeout:
             item.settimeout(self._socket.timeout)
 
-    def destroy(self, item: socket.socket) -> None:
+    def destroy(self, item: socket.socket, /) -> None:
         """Close *item*, whoever still has a file made of it.  Never switches, nor blocks."""
         with suppress(OSError):
             item.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)  # else close() may block
@@ -174,7 +174,11 @@ class _Terms:
 
     def connect(self) -> socket.socket:
         if not isinstance(self.address, tuple):
-            return self._connect_to(socket.AF_UNIX, 0, self.address)
+            try:
+                return self._connect_to(socket.AF_UNIX, 0, self.address)
+            except OSError as error:
+                error.filename = self.address  # shows who meant a host that it is a path
+                raise
         failure: OSError | None = None
         for family, _, protocol, _, address in socket.getaddrinfo(
             *self.address, type=socket.SOCK_STREAM

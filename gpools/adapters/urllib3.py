@@ -26,6 +26,7 @@ from gevent import getcurrent
 from greenlet import greenlet
 
 from gpools.adapters._answer import read_quickly
+from gpools.adapters._blocking import tell_unpatched
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet
@@ -41,6 +42,8 @@ with extra("urllib3"):
         ProxyManager,
     )
     from urllib3.exceptions import ClosedPoolError, EmptyPoolError
+    from urllib3.poolmanager import PoolKey
+    from urllib3.util import connection as urllib3_connection
 
 __all__ = [
     "FairHTTPConnectionPool",
@@ -74,22 +77,23 @@ class Connections(ConnectionPool[Any]):
         """Make a connection; urllib3 connects it when it is used."""
         owner = self._owner()
         assert owner is not None  # it is asking
+        tell_unpatched("urllib3", urllib3_connection)
         connection = owner._new_conn()
         read_quickly(connection)
         return connection
 
-    def check(self, item: Any) -> bool:
+    def check(self, item: Any, /) -> bool:
         """Tell whether the server has neither hung up nor sent anything; never switches."""
         return item.sock is None or quiet(item.sock)
 
-    def reset(self, item: Any) -> None:
+    def reset(self, item: Any, /) -> None:
         """Refuse a connection in the middle of something; never switches."""
         if getattr(item, "unread", False) or not between_requests(item):
             raise PoolError("an answer was not read to its end")
         if not (self._seen_later or self.check(item)):
             raise PoolError("the server has hung up, or sent what nobody had asked for")
 
-    def destroy(self, item: Any) -> None:
+    def destroy(self, item: Any, /) -> None:
         """Close the connection."""
         item.close()
 
@@ -323,7 +327,13 @@ def make_fair(manager: PoolManager, settings: dict[str, Any]) -> None:
     manager._alive = WeakValueDictionary()  # type: ignore[attr-defined]
     # For the complaints, now and not at the first request.
     context = {**manager.connection_pool_kw, "scheme": "http", "host": "localhost", "port": 80}
-    manager.key_fn_by_scheme["http"](context)
+    try:
+        manager.key_fn_by_scheme["http"](context)
+    except TypeError as error:  # it speaks of a PoolKey and its 'key_...'
+        unknown = [name for name in context if f"key_{name}" not in PoolKey._fields]
+        if not unknown:
+            raise
+        raise TypeError(f"neither urllib3 nor ConnectionPool takes {', '.join(unknown)}") from error
     manager._new_pool("http", "localhost", 80)
 
 
