@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 from array import array
+from contextlib import suppress
 from copy import copy
 from types import SimpleNamespace
 
@@ -1015,8 +1016,8 @@ def test_what_is_sent_is_counted_in_bytes():
     """Of an array a socket may take as many bytes as it has items, and no more."""
 
     class Slow(ShortSender):
-        def send(self, data, flags=0):
-            return super().send(memoryview(data).cast("B")[: len(data)], flags)
+        def send(self, data, *args, **kwargs):
+            return super().send(memoryview(data).cast("B")[: len(data)], *args, **kwargs)
 
     data = array("I", range(1000))
     ours, theirs = gevent.socket.socketpair()
@@ -1051,6 +1052,31 @@ def test_a_server_that_takes_no_more_is_given_up(redis_server, redis_pool):
         finally:
             redis_server.thaw()
     whole(pool, redis_server)
+
+
+def test_a_full_buffer_is_waited_for_as_long_as_by_gevents_own():
+    """What was sent first had a whole timeout for itself, and the rest had another."""
+    waits = {gevent.socket.socket: 0, ShortSender: 0}
+    for kind in waits:
+
+        class Slow(kind):
+            __slots__ = ()
+
+            def _wait(self, *args):
+                waits[kind] += 1  # noqa: B023
+                gevent.sleep(2 * self.timeout)
+                peer.recv(1_000_000)  # noqa: B023
+
+        ours, peer = gevent.socket.socketpair()
+        with ours, peer:
+            with suppress(BlockingIOError):
+                while True:
+                    ours.send(bytes(100_000), 0, 0.0)
+            ours.__class__ = Slow
+            ours.settimeout(0.01)
+            with pytest.raises(TimeoutError):
+                ours.sendall(bytes(20_000_000))
+    assert waits == {gevent.socket.socket: 1, ShortSender: 1}
 
 
 def test_the_size_of_the_buffer_is_not_asked_for(redis_server, redis_pool, monkeypatch):
