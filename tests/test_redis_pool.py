@@ -19,6 +19,7 @@ from redis.retry import Retry
 from gpools import ConnectionPool, NotInUse, PoolError, PoolFull, PoolTimeout, RedisPool
 from gpools.adapters import _redis_connection
 from gpools.adapters._probe import A_MOMENT
+from gpools.adapters._redis_client import OneConnection
 from gpools.adapters._short_send import ShortSender
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import close, hang
@@ -1308,6 +1309,44 @@ def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_serve
         kept.disconnect()
         assert client.echo("mine") == "mine"
     assert redis_server.stats()["accepted"] == 1
+
+
+def test_retries_that_a_user_sets_are_his_own(redis_server, redis_pool, monkeypatch):
+    """He had none: set_retry() reached the connections that the client would make."""
+    pool = redis_pool(redis_server)
+    for retries in (0, 2, 0):
+        with pool.item() as client:
+            only, calls = client.connection_pool, []
+            assert type(only) is OneConnection  # of any other a command takes longer
+            assert only.connection.retry._retries == 0
+            if retries:
+                client.set_retry(Retry(NoBackoff(), retries))
+                client.get_connection_kwargs()["decode_responses"] = False
+            with monkeypatch.context() as patch:
+                patch.setattr(redis.connection.Connection, "send_packed_command", refuse(calls))
+                with pytest.raises(redis.ConnectionError, match="not sent"):
+                    client.ping()
+            assert len(calls) == 1 + retries
+            assert client.ping()
+            assert client.get_connection_kwargs()["decode_responses"] is (not retries)
+
+
+def test_a_retry_that_a_user_changes_is_his_own(redis_server, redis_pool):
+    asked = Retry(NoBackoff(), 1)
+    pool = redis_pool(redis_server, retry=asked, max_size=2)
+    with pool.item() as client:
+        client.get_connection_kwargs()["retry"]._retries = 5
+        with pool.item() as another:
+            assert another.connection_pool.connection.retry._retries == 1
+    assert asked._retries == 1
+
+
+def refuse(calls):
+    def send(*args):
+        calls.append(args)
+        raise redis.ConnectionError("not sent")
+
+    return send
 
 
 def test_callbacks_of_another_kind_do_not_stay(redis_server, redis_pool):

@@ -28,6 +28,8 @@ class OneConnection(redis.ConnectionPool):
         if getattr(model, "cache", None) is not None:
             raise TypeError("client-side caching is not supported: each client would have its own")
         kwargs = {**model.connection_kwargs, **changed}
+        if "retry" in kwargs:
+            kwargs["retry"] = copy(kwargs["retry"])  # a user may change his
         if NO_NOTICES is not None:
             kwargs.pop("maint_notifications_pool_handler", None)  # it acts on the model
             asked = kwargs.get("maint_notifications_config")
@@ -41,7 +43,8 @@ class OneConnection(redis.ConnectionPool):
         self.taken = False
         # Somebody may have this pool or the callbacks of its client, a pipeline or a pubsub.
         self.lent = False
-        # What the client was like when it was made.
+        # What these, and the client, were like when they were made.
+        self.made_with = dict(self.connection_kwargs), getattr(self.connection, "retry", None)
         self.attributes: dict[str, Any] = {}
         self.callbacks: dict[str, Any] = {}
 
@@ -83,6 +86,13 @@ class OneConnection(redis.ConnectionPool):
         if self.connection is not None:
             self.connection.disconnect()
 
+    def set_retry(self, retry: Any) -> None:
+        """Have commands retried as *retry* says, until the client is back in its pool."""
+        self.connection_kwargs["retry"] = retry
+        if self.connection is not None:
+            self.connection.retry = retry
+            self.__class__ = _Retrying  # for a client may retry nothing by its class
+
     def plain(self) -> bool:
         """Tell whether a command is sent once, and no notices are asked for."""
         config = getattr(self.connection, "maint_notifications_config", None)
@@ -115,13 +125,20 @@ class OneConnection(redis.ConnectionPool):
             dict.update(callbacks, self.callbacks)  # its own takes ten times as long
             made["response_callbacks"] = found["response_callbacks"] = callbacks
             successor = copy(self)
+            successor.__class__ = OneConnection
             successor.lent = False
+            kwargs, self.connection.retry = self.made_with
+            successor.connection_kwargs = dict(kwargs)
             found["connection_pool"] = successor
             self.connection = None
 
     def retire(self) -> None:
         """Close the connection; nobody can open it again."""
         self.connection.retire()
+
+
+class _Retrying(OneConnection):
+    """One whose user has set retries of his own."""
 
 
 _GONE = object()
