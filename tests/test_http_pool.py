@@ -26,6 +26,7 @@ from gpools.adapters._answer import Answer
 from tests.chaos import KillStorm, in_block
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import REQUEST, close, hang
+from tests.slots import assert_slots_are_taken_back, slotted
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.tls import TlsServer, make_certificate
 from tests.waiting import settle, spawn, until
@@ -630,6 +631,10 @@ def test_changed_settings_do_not_reach_the_next_user(http_server, http_pool, how
         with pool.item() as http:
             assert settings(http) == before
             assert ask(http, http_server, redirect="/there")[1]["path"] == "/there"
+
+
+def test_what_a_user_puts_into_a_slot_reaches_nobody(http_pool):
+    assert_slots_are_taken_back(http_pool(create=slotted(httplib2.Http)))
 
 
 class Untold:

@@ -23,6 +23,7 @@ from tests.chaos import swallowed
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
 from tests.databases import PostgresServer
 from tests.proxy import hang, hung_up
+from tests.slots import assert_slots_are_taken_back, slotted
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.waiting import settle, spawn, until
 
@@ -201,6 +202,10 @@ def test_what_a_user_adds_to_what_a_class_of_ones_own_keeps_reaches_nobody(pg_po
     with pool.item() as again:
         assert again is conn
         assert (again.tags, again.by_name, again.in_order) == ({"new"}, {"new": 1}, ["new"])
+
+
+def test_what_a_user_puts_into_a_slot_reaches_nobody(pg_pool):
+    assert_slots_are_taken_back(pg_pool(connection_class=slotted(psycopg.Connection)))
 
 
 def test_a_subclass_needs_create_only(pg_pool):

@@ -24,6 +24,7 @@ from gpools.adapters._short_send import ShortSender
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import close, hang
 from tests.servers import RedisServer
+from tests.slots import assert_slots_are_taken_back, slotted
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.waiting import settle, spawn, until
 from tests.watching import looks_at_sockets
@@ -1309,6 +1310,11 @@ def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_serve
         kept.disconnect()
         assert client.echo("mine") == "mine"
     assert redis_server.stats()["accepted"] == 1
+
+
+def test_what_a_user_puts_into_a_slot_reaches_nobody(redis_server, redis_pool):
+    make = slotted(redis.Redis)
+    assert_slots_are_taken_back(redis_pool(create=lambda: make(port=redis_server.port)))
 
 
 def test_retries_that_a_user_sets_are_his_own(redis_server, redis_pool, monkeypatch):

@@ -16,6 +16,7 @@ from gpools.adapters._redis_connection import (
     observed,
     tracked,
 )
+from gpools.adapters._slots import Kept, give_back, kept_in_slots
 from gpools.errors import PoolError
 
 
@@ -46,6 +47,7 @@ class OneConnection(redis.ConnectionPool):
         # What these, and the client, were like when they were made.
         self.made_with = dict(self.connection_kwargs), getattr(self.connection, "retry", None)
         self.attributes: dict[str, Any] = {}
+        self.slots: Kept = ()
         self.callbacks: dict[str, Any] = {}
 
     def __repr__(self) -> str:  # redis-py's shows the password, before 7.0
@@ -100,8 +102,9 @@ class OneConnection(redis.ConnectionPool):
         return getattr(self.connection.retry, "_retries", None) == 0 and not noticed
 
     def remember(self, client: redis.Redis) -> None:
-        """Keep what *client* is like: its attributes and response callbacks."""
+        """Keep what *client* is like: its attributes, slots and response callbacks."""
         self.attributes = {k: v for k, v in vars(client).items() if k != "connection_pool"}
+        self.slots = kept_in_slots(client)
         self.callbacks = dict(vars(client)["response_callbacks"])
 
     def restore(self, client: redis.Redis) -> None:
@@ -120,6 +123,8 @@ class OneConnection(redis.ConnectionPool):
             for name in found.keys() - made.keys() - {"connection_pool"}:
                 delattr(client, name)
             found.update(made)
+        if self.slots:
+            give_back(client, self.slots)
         if self.lent:
             callbacks = type(made["response_callbacks"])({})
             dict.update(callbacks, self.callbacks)  # its own takes ten times as long

@@ -15,6 +15,7 @@ from gpools.adapters._answer import Answer
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
+from gpools.adapters._slots import give_back, kept_in_slots
 from gpools.connection import ConnectionPool, split_settings
 
 __all__ = ["HttpPool"]
@@ -211,6 +212,7 @@ class _Settings:
         }
         self.credentials = list(http.credentials.credentials)
         self.certificates = list(http.certificates.credentials)
+        self.slots = kept_in_slots(http)
         self.terms = _terms(http)
         self._note(http)
 
@@ -225,6 +227,8 @@ class _Settings:
 
     def restore(self, http: httplib2.Http) -> None:
         """Give a client back the settings that it was made with."""
+        if self.slots:
+            give_back(http, self.slots)
         if (
             vars(http) == self._unchanged
             and http.credentials.credentials == self.credentials

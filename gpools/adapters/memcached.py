@@ -15,6 +15,7 @@ from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
+from gpools.adapters._slots import Kept, give_back, kept_in_slots
 from gpools.adapters._tls import Cooperative
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import NotInUse, PoolError, PoolTimeout
@@ -148,10 +149,12 @@ class _Whole:
 
     sock: Any
     _as_made: dict[str, Any]
+    _slots: Kept
 
     def be_new(self) -> None:
         """Remember how this client is made."""
         self._as_made = {name: value for name, value in vars(self).items() if name not in _OWN}
+        self._slots = kept_in_slots(self)
         self._busy = 0  # commands under way
         self._raw = self._mute = self._retired = False
         self._heard: bytes | None = None  # of the sign, while it is not there
@@ -245,6 +248,7 @@ class _Whole:
         for name in vars(self).keys() - self._as_made.keys() - _OWN:
             delattr(self, name)
         vars(self).update(self._as_made)
+        give_back(self, self._slots)
         if self.sock is None:
             return
         if self._terms != self._current_terms():
@@ -310,7 +314,7 @@ class _Whole:
                 self.sock.settimeout(before)
 
 
-_OWN = {"sock", "_as_made", "_busy", "_raw", "_mute", "_retired", "_heard", "_terms"}
+_OWN = {"sock", "_as_made", "_slots", "_busy", "_raw", "_mute", "_retired", "_heard", "_terms"}
 
 
 @cache

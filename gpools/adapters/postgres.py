@@ -24,6 +24,7 @@ from gpools._fast import MISSING, Missing, Use
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._probe import A_MOMENT, JUST_NOW, quiet
+from gpools.adapters._slots import give_back, kept_in_slots
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -278,6 +279,7 @@ class _Settings:
         self.attributes = {name: _copied(value) for name, value in vars(conn).items()}
         self.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
         self.adapters = None if conn._adapters is None else AdaptersMap(conn._adapters)
+        self.slots = kept_in_slots(conn)
 
     def apply(self, conn: psycopg.Connection[Any]) -> None:
         # To compare takes less than to set, and few users change anything.
@@ -296,6 +298,8 @@ class _Settings:
                 if name not in self._OTHERS:
                     found[name] = _copied(value)
             self.attributes.update(_prepared=prepared, _adapters=adapters)
+        if self.slots:
+            give_back(conn, self.slots)
         found["_made"] = self
 
 
