@@ -9,6 +9,7 @@ import select
 import socket
 import ssl
 from email.utils import formatdate
+from http.client import HTTPConnection
 from urllib.parse import quote
 
 import gevent
@@ -20,7 +21,7 @@ from gevent import Timeout
 from googleapiclient.discovery import build_from_document
 from googleapiclient.errors import HttpError
 
-from gpools import HttpPool, NotInUse, PoolClosed, PoolTimeout
+from gpools import HttpPool, NotInUse, PoolClosed, PoolError, PoolTimeout
 from gpools.adapters import http as adapter
 from gpools.adapters._answer import Answer
 from tests.chaos import KillStorm, in_block
@@ -210,6 +211,14 @@ def test_clients_of_ones_own_keep_their_settings(http_server, http_pool, pool_cl
 
 
 # Interrupted, and after errors
+
+
+def test_what_create_returns_must_be_a_client(http_pool, caplog):
+    pool = http_pool(create=lambda: HTTPConnection("127.0.0.1"))
+    with pytest.raises(PoolError, match=r"a http\.client\.HTTPConnection, no httplib2\.Http"):
+        pool.get()
+    assert pool.free() == 1
+    assert not caplog.records
 
 
 def test_an_interrupted_client_loses_its_connections_only(http_server, http_pool):

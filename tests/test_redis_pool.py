@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import gevent
 import pytest
 import redis
+import redis.asyncio
 from gevent import Timeout
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -280,6 +281,15 @@ def test_clients_of_ones_own_have_one_connection_too(redis_server, redis_pool, h
             with pytest.raises(redis.ConnectionError):
                 client.get("a")
     whole(pool, redis_server)
+
+
+@pytest.mark.parametrize("made", [object(), redis.ConnectionPool(), redis.asyncio.Redis()])
+def test_what_create_returns_must_be_a_client(redis_pool, made, caplog):
+    pool = redis_pool(create=lambda: made)
+    with pytest.raises(PoolError, match=rf"returned a {type(made).__module__}.*, no redis\.Redis"):
+        pool.get()
+    assert pool.free() == 1
+    assert not caplog.records
 
 
 def test_a_client_of_ones_own_on_a_single_connection_is_refused(redis_server, redis_pool):

@@ -18,6 +18,7 @@ from gpools.adapters._probe import between_requests, may_be_followed, quiet, unr
 from gpools.adapters._slots import give_back, kept_in_slots
 from gpools.connection import ConnectionPool, split_settings
 
+from gpools.errors import PoolError
 __all__ = ["HttpPool"]
 
 _IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
@@ -117,6 +118,8 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         Not by its own close(), which would wipe credentials and certificates
         that whoever made the client may have given to others too.
         """
+        if not isinstance(item, httplib2.Http):
+            return
         connections, item.connections = item.connections, {}
         for connection in connections.values():
             _close(connection)
@@ -127,6 +130,9 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     def _adopt(self, item: httplib2.Http) -> None:
         refuse_blocking(item)
+        if not isinstance(item, httplib2.Http):
+            kind = f"{type(item).__module__}.{type(item).__qualname__}"
+            raise PoolError(f"create() returned a {kind}, no httplib2.Http")
         item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         self._http.remember(item)
 

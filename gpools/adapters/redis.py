@@ -91,6 +91,8 @@ class RedisPool(ConnectionPool["redis.Redis"]):
     def destroy(self, item: redis.Redis) -> None:
         """Close the connection for good, whoever still has a pipeline or pubsub on it."""
         pool = vars(item).get("connection_pool")
+        if not isinstance(item, redis.Redis):
+            return
         if isinstance(pool, OneConnection):
             pool.retire()
         elif pool is not None:
@@ -116,6 +118,9 @@ class RedisPool(ConnectionPool["redis.Redis"]):
     def _adopt(self, item: redis.Redis) -> None:
         refuse_blocking(item)
         only = former = item.connection_pool
+        if not isinstance(item, redis.Redis):
+            kind = f"{type(item).__module__}.{type(item).__qualname__}"
+            raise PoolError(f"create() returned a {kind}, no redis.Redis")
         if not isinstance(only, OneConnection):
             if item.connection is not None:
                 raise PoolError("create() returned a client with single_connection_client set")
