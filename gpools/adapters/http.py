@@ -16,9 +16,10 @@ from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
 from gpools.adapters._slots import give_back, kept_in_slots
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
-
 from gpools.errors import PoolError
+
 __all__ = ["HttpPool"]
 
 _IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
@@ -62,9 +63,8 @@ class HttpPool(ConnectionPool[httplib2.Http]):
     ) -> None:
         settings, http_options = split_settings(options)
         self._http = _Clients({"timeout": timeout, **http_options})
-        settings.setdefault("check_timeout", None)  # check() does not wait
-        own = settings.get("check") or type(self).check is not HttpPool.check
-        self._seen_later = not own and settings.get("check_after", 0.0) == 0
+        quick = join_verbs(self, HttpPool, settings)
+        self._seen_later = quick and settings.get("check_after", 0.0) == 0
         super().__init__(
             min_size, max_size, order_as_stack, create, timeout=get_timeout, **settings
         )

@@ -17,6 +17,7 @@ from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
 from gpools.adapters._slots import Kept, give_back, kept_in_slots
 from gpools.adapters._tls import Cooperative
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import NotInUse, PoolError, PoolTimeout
 
@@ -79,7 +80,7 @@ class MemcachedPool(ConnectionPool[Client]):
         client_options.update(timeout=timeout, connect_timeout=connect_timeout)
         self._memcached = server, _cooperative(client_options)
         Client(server, **self._memcached[1])  # for its complaints; it does not connect
-        settings.setdefault("check_timeout", None)  # check() does not wait
+        join_verbs(self, MemcachedPool, settings)
         super().__init__(
             min_size, max_size, order_as_stack, create, timeout=get_timeout, **settings
         )

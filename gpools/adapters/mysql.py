@@ -20,6 +20,7 @@ from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
 from gpools.adapters._slots import Kept, give_back, kept_in_slots
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -112,7 +113,7 @@ class MySQLPool(ConnectionPool[Connection]):
             mysql_options = {**_from_url(url), **mysql_options}
         self._mysql = PooledConnection(defer_connect=True, **mysql_options)
         self._reset_session, self._reset_timeout = reset_session, reset_timeout
-        settings.setdefault("check_timeout", None)  # check() does not wait
+        join_verbs(self, MySQLPool, settings)
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
     @contextmanager

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from functools import cache
+from functools import cache, wraps
 from inspect import signature
 from math import inf
 from socket import SHUT_RDWR
@@ -25,6 +25,7 @@ from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._probe import A_MOMENT, JUST_NOW, quiet
 from gpools.adapters._slots import give_back, kept_in_slots
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -116,9 +117,16 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         self._postgres.discard_all = discard_all
         self._postgres.reset_timeout = reset_timeout
         self._postgres.cancel_timeout = cancel_timeout
-        settings.setdefault("check_timeout", None)  # check() does not wait
+        if callable(settings.get("check")):
+            settings["check"] = _at_rest_after(settings["check"])
+        join_verbs(self, PostgresPool, settings)
         settings.setdefault("check_after", A_MOMENT)  # reset() looks too
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "check" in vars(cls):
+            cls.check = _at_rest_after(cls.check)  # type: ignore[method-assign]
 
     def connection(
         self, timeout: float | Missing | None = MISSING
@@ -370,6 +378,24 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
     Pooled.__name__ = Pooled.__qualname__ = f"Pooled{connection_class.__name__}"
     Pooled.__module__ = connection_class.__module__
     return Pooled
+
+
+def _at_rest_after(check: Callable[..., bool]) -> Callable[..., bool]:
+    """Have *check*, a function or method, leave no transaction open.
+
+    A SELECT opens one, and so a user's ``transaction()`` would be within it, and
+    be rolled back with it.
+    """
+
+    @wraps(check)
+    def checked(*args: Any) -> bool:
+        fit = check(*args)
+        conn: psycopg.Connection[Any] = args[-1]
+        if fit and _in_transaction(conn):
+            conn.rollback()
+        return fit
+
+    return checked
 
 
 def _in_transaction(conn: psycopg.Connection[Any]) -> bool:
