@@ -1260,6 +1260,16 @@ def test_two_words_in_one_argument_leave_their_mark_too(redis_server, command):
             assert client.client_id() != first
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_command_in_bytes_of_any_kind_leaves_its_mark(redis_server, redis_pool, kind):
+    """redis-py sends it, and then does not know what to make of its reply."""
+    pool = redis_pool(redis_server)
+    with pool.item() as client, suppress(AttributeError, TypeError):
+        client.execute_command(kind(b"SELECT"), 3)
+    with pool.item() as client:
+        assert int(client.client_info()["db"]) == 0
+
+
 def test_exec_that_is_an_error_ends_no_watch(redis_server):
     with RedisPool(redis_server.url, max_size=1) as pool:
         with pool.item() as client:
@@ -1363,6 +1373,31 @@ def refuse(calls):
         raise redis.ConnectionError("not sent")
 
     return send
+
+
+SETTINGS = {
+    "decode_responses": lambda connection: setattr(connection.encoder, "decode_responses", False),
+    "encoding": lambda connection: setattr(connection.encoder, "encoding", "latin-1"),
+    "encoder": lambda connection: setattr(connection, "encoder", copy(connection.encoder)),
+    "socket_timeout": lambda connection: setattr(connection, "socket_timeout", 0.01),
+    "timeout of the socket": lambda connection: connection._sock.settimeout(0.01),
+    "health checks": lambda connection: setattr(connection, "health_check_interval", 1),
+}
+
+
+@pytest.mark.parametrize("change", SETTINGS)
+def test_settings_changed_on_the_connection_reach_nobody(redis_server, redis_pool, change):
+    pool = redis_pool(redis_server, socket_timeout=7)
+    for _ in range(2):
+        with pool.item() as client:
+            connection = client.connection_pool.get_connection()
+            client.connection_pool.release(connection)
+            assert connection._sock.gettimeout() == connection.socket_timeout == 7
+            assert connection.health_check_interval == 0
+            assert client.echo("\xe4") == "\xe4"
+            SETTINGS[change](connection)
+    assert pool.stats().in_use == 0
+    assert (pool.stats().created == 1) == (change == "timeout of the socket")
 
 
 def test_callbacks_of_another_kind_do_not_stay(redis_server, redis_pool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import redis
@@ -46,6 +47,7 @@ class OneConnection(redis.ConnectionPool):
         self.lent = False
         # What these, and the client, were like when they were made.
         self.made_with = dict(self.connection_kwargs), getattr(self.connection, "retry", None)
+        self.terms = _terms(self.connection)
         self.attributes: dict[str, Any] = {}
         self.slots: Kept = ()
         self.callbacks: dict[str, Any] = {}
@@ -97,9 +99,7 @@ class OneConnection(redis.ConnectionPool):
 
     def plain(self) -> bool:
         """Tell whether a command is sent once, and no notices are asked for."""
-        config = getattr(self.connection, "maint_notifications_config", None)
-        noticed = config is not None and config.enabled
-        return getattr(self.connection.retry, "_retries", None) == 0 and not noticed
+        return getattr(self.connection.retry, "_retries", None) == 0 and not self._noticed()
 
     def remember(self, client: redis.Redis) -> None:
         """Keep what *client* is like: its attributes, slots and response callbacks."""
@@ -126,6 +126,9 @@ class OneConnection(redis.ConnectionPool):
         if self.slots:
             give_back(client, self.slots)
         if self.lent:
+            if _terms(self.connection) != self.terms:
+                raise PoolError("the settings of the connection were changed")
+            self._restore_timeout()
             callbacks = type(made["response_callbacks"])({})
             dict.update(callbacks, self.callbacks)  # its own takes ten times as long
             made["response_callbacks"] = found["response_callbacks"] = callbacks
@@ -137,6 +140,16 @@ class OneConnection(redis.ConnectionPool):
             found["connection_pool"] = successor
             self.connection = None
 
+    def _restore_timeout(self) -> None:
+        if not self._noticed():  # else a notice may have changed it
+            sock, seconds = self.connection._sock, self.connection.socket_timeout
+            if sock.gettimeout() != seconds:
+                sock.settimeout(seconds)
+
+    def _noticed(self) -> bool:
+        config = getattr(self.connection, "maint_notifications_config", None)
+        return config is not None and bool(config.enabled)
+
     def retire(self) -> None:
         """Close the connection; nobody can open it again."""
         self.connection.retire()
@@ -145,6 +158,17 @@ class OneConnection(redis.ConnectionPool):
 class _Retrying(OneConnection):
     """One whose user has set retries of his own."""
 
+
+# What a user can change on a connection that all the commands on it depend on.
+_terms = attrgetter(
+    "encoder",
+    "encoder.encoding",
+    "encoder.encoding_errors",
+    "encoder.decode_responses",
+    "socket_timeout",
+    "socket_connect_timeout",
+    "health_check_interval",
+)
 
 _GONE = object()
 _OWN_WAY = (
