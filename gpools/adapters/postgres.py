@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import cache, wraps
-from inspect import signature
+from inspect import isfunction, signature
 from math import inf
 from socket import SHUT_RDWR
 from time import monotonic
@@ -125,8 +125,9 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "check" in vars(cls):
-            cls.check = _at_rest_after(cls.check)  # type: ignore[method-assign]
+        own = vars(cls).get("check")
+        if isfunction(own):
+            cls.check = _at_rest_after(own)  # type: ignore[method-assign]
 
     def connection(
         self, timeout: float | Missing | None = MISSING
