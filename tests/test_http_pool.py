@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import io
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import socket
 import ssl
 from email.utils import formatdate
 from http.client import HTTPConnection
+from typing import ClassVar
 from urllib.parse import quote
 
 import gevent
@@ -897,6 +899,32 @@ def test_a_kill_in_connect_leaves_no_socket_behind(http_server, http_pool, proxy
         pool.request(f"{scheme}://{proxy.host}:{proxy.port}/")
     assert len(os.listdir("/proc/self/fd")) == before
     assert kept.value.__traceback__ is not None
+
+
+class Proxied(httplib2.HTTPConnectionWithTimeout):
+    """Reads what its proxy has to say by a file, as PySocks does."""
+
+    mode = "rb"
+    log: ClassVar = io.StringIO()
+
+    def connect(self):
+        super().connect()
+        log, lines = self.log, self.sock.makefile(self.mode)
+        log.write(str(lines.readline()))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("mode", ["r", "rb"])
+def test_a_kill_amid_the_words_of_a_proxy_leaves_no_socket_behind(http_server, http_pool, mode):
+    """The file that the dead frame had kept it open, though the connection was closed."""
+    kind = type("Kind", (Proxied,), {"mode": mode})
+    pool = http_pool()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Timeout) as kept, Timeout(0.1):
+        pool.request(url(http_server), connection_type=kind)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert kept.value.__traceback__ is not None
+    assert not kind.log.closed
 
 
 def test_storm_of_kills_on_tagged_requests(http_server, http_pool):
