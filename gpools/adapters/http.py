@@ -230,11 +230,11 @@ class _Settings:
             "connections": http.connections,
             "authorizations": [],
         }
+        if self.slots:
+            self._unchanged = {}  # these are not seen in what is compared
 
     def restore(self, http: httplib2.Http) -> None:
         """Give a client back the settings that it was made with."""
-        if self.slots:
-            give_back(http, self.slots)
         if (
             vars(http) == self._unchanged
             and http.credentials.credentials == self.credentials
@@ -248,6 +248,7 @@ class _Settings:
         self._note(http)
 
     def apply(self, http: httplib2.Http) -> None:
+        give_back(http, self.slots)
         own = self.attributes["credentials"], self.attributes["certificates"]
         for name in vars(http).keys() - self.attributes.keys() - _CONNECTIONS:
             delattr(http, name)
