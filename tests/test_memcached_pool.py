@@ -4,6 +4,7 @@ import gc
 import logging
 import ssl
 from contextlib import nullcontext, suppress
+from functools import partial
 
 import gevent
 import gevent.socket
@@ -32,6 +33,7 @@ from gpools.adapters.memcached import (
 from tests.databases import MemcachedServer
 from tests.proxy import REPLY, REQUEST, black_hole, close, hang
 from tests.servers import free_port
+from tests.slots import assert_slots_are_taken_back, slotted
 from tests.switching import switches
 from tests.test_byte_boundaries import (
     NaivePool,
@@ -290,6 +292,11 @@ def test_a_changed_attribute_does_not_reach_the_next_user(
         assert port(client) == first
         assert getattr(client, name, "missing") == before
         assert ask(client, "tag") == "tag"
+
+
+def test_what_a_user_puts_into_a_slot_reaches_nobody(memcached_server, memcached_pool):
+    make = partial(slotted(Client), memcached_server.address)
+    assert_slots_are_taken_back(memcached_pool(memcached_server, create=make))
 
 
 def test_a_timeout_set_on_the_socket_does_not_reach_the_next_user(memcached_server, memcached_pool):

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from contextlib import closing, contextmanager, suppress
 from copy import copy
+from functools import partial
 
 import gevent
 import gevent.socket
@@ -26,6 +27,7 @@ from tests.chaos import children_born_while_it_connects, swallowed
 from tests.databases import MariadbServer, MysqlServer
 from tests.proxy import REPLY, REQUEST, close, hang, reset
 from tests.servers import require_server
+from tests.slots import assert_slots_are_taken_back, slotted
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.test_byte_boundaries import Ordeal, at_every_byte, both_ways, every_ending
 from tests.test_byte_boundaries import whole as whole_behind_proxy
@@ -583,6 +585,11 @@ def test_what_can_be_undone_keeps_the_connection(server, mysql_pool, leave, rese
     with pool.item() as conn:
         LEFT[leave](conn, [])
     assert number(pool) == first
+
+
+def test_what_a_user_puts_into_a_slot_reaches_nobody(server, mysql_pool):
+    make = partial(slotted(pymysql.connections.Connection), host=server.host, user="root")
+    assert_slots_are_taken_back(mysql_pool(create=partial(make, port=server.port)))
 
 
 @pytest.mark.parametrize("reset_session", [True, False])

@@ -5,12 +5,14 @@ import inspect
 import logging
 import os
 from array import array
+from contextlib import suppress
 from copy import copy
 from types import SimpleNamespace
 
 import gevent
 import pytest
 import redis
+import redis.asyncio
 from gevent import Timeout
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -18,10 +20,12 @@ from redis.retry import Retry
 from gpools import ConnectionPool, NotInUse, PoolError, PoolFull, PoolTimeout, RedisPool
 from gpools.adapters import _redis_connection
 from gpools.adapters._probe import A_MOMENT
+from gpools.adapters._redis_client import OneConnection
 from gpools.adapters._short_send import ShortSender
 from tests.cooperative import cooperative  # noqa: F401
 from tests.proxy import close, hang
 from tests.servers import RedisServer
+from tests.slots import assert_slots_are_taken_back, slotted
 from tests.switching import high_fds, switches  # noqa: F401
 from tests.waiting import settle, spawn, until
 from tests.watching import looks_at_sockets
@@ -277,6 +281,15 @@ def test_clients_of_ones_own_have_one_connection_too(redis_server, redis_pool, h
             with pytest.raises(redis.ConnectionError):
                 client.get("a")
     whole(pool, redis_server)
+
+
+@pytest.mark.parametrize("made", [object(), redis.ConnectionPool(), redis.asyncio.Redis()])
+def test_what_create_returns_must_be_a_client(redis_pool, made, caplog):
+    pool = redis_pool(create=lambda: made)
+    with pytest.raises(PoolError, match=rf"returned a {type(made).__module__}.*, no redis\.Redis"):
+        pool.get()
+    assert pool.free() == 1
+    assert not caplog.records
 
 
 def test_a_client_of_ones_own_on_a_single_connection_is_refused(redis_server, redis_pool):
@@ -1020,8 +1033,8 @@ def test_what_is_sent_is_counted_in_bytes():
     """Of an array a socket may take as many bytes as it has items, and no more."""
 
     class Slow(ShortSender):
-        def send(self, data, flags=0):
-            return super().send(memoryview(data).cast("B")[: len(data)], flags)
+        def send(self, data, *args, **kwargs):
+            return super().send(memoryview(data).cast("B")[: len(data)], *args, **kwargs)
 
     data = array("I", range(1000))
     ours, theirs = gevent.socket.socketpair()
@@ -1056,6 +1069,31 @@ def test_a_server_that_takes_no_more_is_given_up(redis_server, redis_pool):
         finally:
             redis_server.thaw()
     whole(pool, redis_server)
+
+
+def test_a_full_buffer_is_waited_for_as_long_as_by_gevents_own():
+    """What was sent first had a whole timeout for itself, and the rest had another."""
+    waits = {gevent.socket.socket: 0, ShortSender: 0}
+    for kind in waits:
+
+        class Slow(kind):
+            __slots__ = ()
+
+            def _wait(self, *args):
+                waits[kind] += 1  # noqa: B023
+                gevent.sleep(2 * self.timeout)
+                peer.recv(1_000_000)  # noqa: B023
+
+        ours, peer = gevent.socket.socketpair()
+        with ours, peer:
+            with suppress(BlockingIOError):
+                while True:
+                    ours.send(bytes(100_000), 0, 0.0)
+            ours.__class__ = Slow
+            ours.settimeout(0.01)
+            with pytest.raises(TimeoutError):
+                ours.sendall(bytes(20_000_000))
+    assert waits == {gevent.socket.socket: 1, ShortSender: 1}
 
 
 def test_the_size_of_the_buffer_is_not_asked_for(redis_server, redis_pool, monkeypatch):
@@ -1227,6 +1265,16 @@ def test_two_words_in_one_argument_leave_their_mark_too(redis_server, command):
             assert client.client_id() != first
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_command_in_bytes_of_any_kind_leaves_its_mark(redis_server, redis_pool, kind):
+    """redis-py sends it, and then does not know what to make of its reply."""
+    pool = redis_pool(redis_server)
+    with pool.item() as client, suppress(AttributeError, TypeError, redis.DataError):
+        client.execute_command(kind(b"SELECT"), 3)
+    with pool.item() as client:
+        assert int(client.client_info()["db"]) == 0
+
+
 def test_exec_that_is_an_error_ends_no_watch(redis_server):
     with RedisPool(redis_server.url, max_size=1) as pool:
         with pool.item() as client:
@@ -1287,6 +1335,82 @@ def test_the_pool_and_callbacks_that_a_user_kept_are_of_no_use_later(redis_serve
         kept.disconnect()
         assert client.echo("mine") == "mine"
     assert redis_server.stats()["accepted"] == 1
+
+
+def test_what_a_user_puts_into_a_slot_reaches_nobody(redis_server, redis_pool):
+    make = slotted(redis.Redis)
+    assert_slots_are_taken_back(redis_pool(create=lambda: make(port=redis_server.port)))
+
+
+def test_retries_that_a_user_sets_are_his_own(redis_server, redis_pool, monkeypatch):
+    """He had none: set_retry() reached the connections that the client would make."""
+    pool = redis_pool(redis_server)
+    for retries in (0, 2, 0):
+        with pool.item() as client:
+            only, calls = client.connection_pool, []
+            assert type(only) is OneConnection  # of any other a command takes longer
+            assert only.connection.retry._retries == 0
+            if retries:
+                client.set_retry(Retry(NoBackoff(), retries))
+            with monkeypatch.context() as patch:
+                patch.setattr(redis.connection.Connection, "send_packed_command", refuse(calls))
+                with pytest.raises(redis.ConnectionError, match="not sent"):
+                    client.ping()
+            assert len(calls) == 1 + retries
+            assert client.ping()
+
+
+def test_options_that_a_user_changes_are_his_own(redis_server, redis_pool):
+    """Of these redis-py makes what a pubsub, and a script, encode by."""
+    pool = redis_pool(redis_server)
+    for _ in range(2):
+        with pool.item() as client:
+            assert client.get_encoder().decode_responses
+            client.get_connection_kwargs()["decode_responses"] = False
+    assert pool.stats().created == 1
+
+
+def test_a_retry_that_a_user_changes_is_his_own(redis_server, redis_pool):
+    asked = Retry(NoBackoff(), 1)
+    pool = redis_pool(redis_server, retry=asked, max_size=2)
+    with pool.item() as client:
+        client.get_connection_kwargs()["retry"]._retries = 5
+        with pool.item() as another:
+            assert another.connection_pool.connection.retry._retries == 1
+    assert asked._retries == 1
+
+
+def refuse(calls):
+    def send(*args):
+        calls.append(args)
+        raise redis.ConnectionError("not sent")
+
+    return send
+
+
+SETTINGS = {
+    "decode_responses": lambda connection: setattr(connection.encoder, "decode_responses", False),
+    "encoding": lambda connection: setattr(connection.encoder, "encoding", "latin-1"),
+    "encoder": lambda connection: setattr(connection, "encoder", copy(connection.encoder)),
+    "socket_timeout": lambda connection: setattr(connection, "socket_timeout", 0.01),
+    "timeout of the socket": lambda connection: connection._sock.settimeout(0.01),
+    "health checks": lambda connection: setattr(connection, "health_check_interval", 1),
+}
+
+
+@pytest.mark.parametrize("change", SETTINGS)
+def test_settings_changed_on_the_connection_reach_nobody(redis_server, redis_pool, change):
+    pool = redis_pool(redis_server, socket_timeout=7)
+    for _ in range(2):
+        with pool.item() as client:
+            connection = client.connection_pool.get_connection()
+            client.connection_pool.release(connection)
+            assert connection._sock.gettimeout() == connection.socket_timeout == 7
+            assert connection.health_check_interval == 0
+            assert client.echo("\xe4") == "\xe4"
+            SETTINGS[change](connection)
+    assert pool.stats().in_use == 0
+    assert pool.stats().created == 2
 
 
 def test_callbacks_of_another_kind_do_not_stay(redis_server, redis_pool):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 from http.client import HTTPResponse
-from socket import SHUT_RDWR, socket
+from io import IOBase
+from socket import SHUT_RDWR, SocketIO, socket
 from traceback import walk_tb
 
 from gevent.socket import socket as gevents_socket
@@ -26,8 +27,18 @@ def close_half_open(connection: object, error: BaseException) -> None:
             connecting = connecting or frame.f_locals.get("self") is connection
         if connecting:
             for value in frame.f_locals.values():
-                if isinstance(value, (socket, gevents_socket)):
+                if isinstance(value, (socket, gevents_socket)) or _of_a_socket(value):
                     value.close()
+
+
+def _of_a_socket(value: object) -> bool:
+    """Tell whether *value* is a file made of a socket, which keeps that open.
+
+    PySocks makes one to read what a proxy says.
+    """
+    if not isinstance(value, IOBase):
+        return False
+    return isinstance(getattr(getattr(value, "buffer", value), "raw", None), SocketIO)
 
 
 def end_answer(answer: HTTPResponse) -> None:

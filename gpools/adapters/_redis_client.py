@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import redis
@@ -16,6 +17,7 @@ from gpools.adapters._redis_connection import (
     observed,
     tracked,
 )
+from gpools.adapters._slots import Kept, give_back, kept_in_slots
 from gpools.errors import PoolError
 
 
@@ -28,6 +30,8 @@ class OneConnection(redis.ConnectionPool):
         if getattr(model, "cache", None) is not None:
             raise TypeError("client-side caching is not supported: each client would have its own")
         kwargs = {**model.connection_kwargs, **changed}
+        if "retry" in kwargs:
+            kwargs["retry"] = copy(kwargs["retry"])  # a user may change his
         if NO_NOTICES is not None:
             kwargs.pop("maint_notifications_pool_handler", None)  # it acts on the model
             asked = kwargs.get("maint_notifications_config")
@@ -41,8 +45,14 @@ class OneConnection(redis.ConnectionPool):
         self.taken = False
         # Somebody may have this pool or the callbacks of its client, a pipeline or a pubsub.
         self.lent = False
-        # What the client was like when it was made.
+        config = getattr(self.connection, "maint_notifications_config", None)
+        self.noticed = config is not None and bool(config.enabled)
+        # What these, and the client, were like when they were made.
+        self.made_with = dict(self.connection_kwargs)
+        self.terms = {k: v for k, v in vars(self.connection).items() if k in _TERMS}
+        self.encoding = _encoding(self.terms["encoder"])
         self.attributes: dict[str, Any] = {}
+        self.slots: Kept = ()
         self.callbacks: dict[str, Any] = {}
 
     def __repr__(self) -> str:  # redis-py's shows the password, before 7.0
@@ -83,15 +93,22 @@ class OneConnection(redis.ConnectionPool):
         if self.connection is not None:
             self.connection.disconnect()
 
+    def set_retry(self, retry: Any) -> None:
+        """Have commands retried as *retry* says, until the client is back in its pool."""
+        self.connection_kwargs["retry"] = retry
+        if self.connection is not None:
+            self.connection.retry = retry
+            self.__class__ = _Retrying  # for a client sends by its class what is sent once
+
     def plain(self) -> bool:
         """Tell whether a command is sent once, and no notices are asked for."""
-        config = getattr(self.connection, "maint_notifications_config", None)
-        noticed = config is not None and config.enabled
-        return getattr(self.connection.retry, "_retries", None) == 0 and not noticed
+        return getattr(self.connection.retry, "_retries", None) == 0 and not self.noticed
 
     def remember(self, client: redis.Redis) -> None:
-        """Keep what *client* is like: its attributes and response callbacks."""
+        """Keep what *client* is like: its attributes, slots and response callbacks."""
         self.attributes = {k: v for k, v in vars(client).items() if k != "connection_pool"}
+        self.slots = kept_in_slots(client)
+        self.lent = bool(self.slots)  # only then is all looked at
         self.callbacks = dict(vars(client)["response_callbacks"])
 
     def restore(self, client: redis.Redis) -> None:
@@ -111,18 +128,44 @@ class OneConnection(redis.ConnectionPool):
                 delattr(client, name)
             found.update(made)
         if self.lent:
+            if self.changed():
+                raise PoolError("the settings of the connection were changed")
+            give_back(client, self.slots)
             callbacks = type(made["response_callbacks"])({})
             dict.update(callbacks, self.callbacks)  # its own takes ten times as long
             made["response_callbacks"] = found["response_callbacks"] = callbacks
-            successor = copy(self)
-            successor.lent = False
+            successor = object.__new__(OneConnection)  # copy() takes twice as long
+            vars(successor).update(vars(self))
+            successor.lent = bool(self.slots)
+            successor.connection_kwargs = dict(self.made_with)
             found["connection_pool"] = successor
             self.connection = None
+
+    def changed(self) -> bool:
+        """Tell whether a user has changed what all commands on the connection depend on."""
+        if self.noticed:
+            return False  # redis-py itself may have
+        connection = self.connection
+        return (
+            not self.terms.items() <= vars(connection).items()
+            or _encoding(connection.encoder) != self.encoding
+            or connection._sock.gettimeout() != connection.socket_timeout
+        )
 
     def retire(self) -> None:
         """Close the connection; nobody can open it again."""
         self.connection.retire()
 
+
+class _Retrying(OneConnection):
+    """One whose user has set retries of his own."""
+
+
+_encoding = attrgetter("encoding", "encoding_errors", "decode_responses")
+_TERMS = frozenset(
+    """retry encoder health_check_interval socket_timeout socket_connect_timeout
+    _socket_timeout _socket_connect_timeout""".split()  # noqa: SIM905
+)
 
 _GONE = object()
 _OWN_WAY = (

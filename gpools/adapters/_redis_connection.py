@@ -325,8 +325,8 @@ def _harmless(command: str) -> bool:
 
 
 def _word(argument: Any) -> str:
-    if isinstance(argument, bytes):
-        argument = argument.decode("latin-1")
+    if isinstance(argument, (bytes, bytearray, memoryview)):
+        argument = bytes(argument).decode("latin-1")
     return str(argument).upper()
 
 

@@ -16,7 +16,11 @@ class ShortSender(socket.socket):
     __slots__ = ()  # else the class of a socket could not be changed
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        sent = self.send(data, flags)
+        try:
+            # Not to wait, for then sendall() would as long again.
+            sent = self.send(data, flags, 0.0)  # type: ignore[call-arg]
+        except BlockingIOError:
+            sent = 0
         if sent != memoryview(data).nbytes:  # of which an array has more than items
             super().sendall(memoryview(data).cast("B")[sent:], flags)
 

@@ -15,7 +15,10 @@ from gpools.adapters._answer import Answer
 from gpools.adapters._blocking import refuse_blocking, tell_unpatched
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
+from gpools.adapters._slots import give_back, kept_in_slots
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
+from gpools.errors import PoolError
 
 __all__ = ["HttpPool"]
 
@@ -60,9 +63,8 @@ class HttpPool(ConnectionPool[httplib2.Http]):
     ) -> None:
         settings, http_options = split_settings(options)
         self._http = _Clients({"timeout": timeout, **http_options})
-        settings.setdefault("check_timeout", None)  # check() does not wait
-        own = settings.get("check") or type(self).check is not HttpPool.check
-        self._seen_later = not own and settings.get("check_after", 0.0) == 0
+        quick = join_verbs(self, HttpPool, settings)
+        self._seen_later = quick and settings.get("check_after", 0.0) == 0
         super().__init__(
             min_size, max_size, order_as_stack, create, timeout=get_timeout, **settings
         )
@@ -116,6 +118,8 @@ class HttpPool(ConnectionPool[httplib2.Http]):
         Not by its own close(), which would wipe credentials and certificates
         that whoever made the client may have given to others too.
         """
+        if not isinstance(item, httplib2.Http):
+            return
         connections, item.connections = item.connections, {}
         for connection in connections.values():
             _close(connection)
@@ -126,6 +130,9 @@ class HttpPool(ConnectionPool[httplib2.Http]):
 
     def _adopt(self, item: httplib2.Http) -> None:
         refuse_blocking(item)
+        if not isinstance(item, httplib2.Http):
+            kind = f"{type(item).__module__}.{type(item).__qualname__}"
+            raise PoolError(f"create() returned a {kind}, no httplib2.Http")
         tell_unpatched("httplib2", httplib2)
         item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         self._http.remember(item)
@@ -212,6 +219,7 @@ class _Settings:
         }
         self.credentials = list(http.credentials.credentials)
         self.certificates = list(http.certificates.credentials)
+        self.slots = kept_in_slots(http)
         self.terms = _terms(http)
         self._note(http)
 
@@ -223,6 +231,8 @@ class _Settings:
             "connections": http.connections,
             "authorizations": [],
         }
+        if self.slots:
+            self._unchanged = {}  # these are not seen in what is compared
 
     def restore(self, http: httplib2.Http) -> None:
         """Give a client back the settings that it was made with."""
@@ -239,6 +249,7 @@ class _Settings:
         self._note(http)
 
     def apply(self, http: httplib2.Http) -> None:
+        give_back(http, self.slots)
         own = self.attributes["credentials"], self.attributes["certificates"]
         for name in vars(http).keys() - self.attributes.keys() - _CONNECTIONS:
             delattr(http, name)

@@ -15,7 +15,9 @@ from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
+from gpools.adapters._slots import Kept, give_back, kept_in_slots
 from gpools.adapters._tls import Cooperative
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import NotInUse, PoolError, PoolTimeout
 
@@ -78,7 +80,7 @@ class MemcachedPool(ConnectionPool[Client]):
         client_options.update(timeout=timeout, connect_timeout=connect_timeout)
         self._memcached = server, _cooperative(client_options)
         Client(server, **self._memcached[1])  # for its complaints; it does not connect
-        settings.setdefault("check_timeout", None)  # check() does not wait
+        join_verbs(self, MemcachedPool, settings)
         super().__init__(
             min_size, max_size, order_as_stack, create, timeout=get_timeout, **settings
         )
@@ -148,10 +150,12 @@ class _Whole:
 
     sock: Any
     _as_made: dict[str, Any]
+    _slots: Kept
 
     def be_new(self) -> None:
         """Remember how this client is made."""
         self._as_made = {name: value for name, value in vars(self).items() if name not in _OWN}
+        self._slots = kept_in_slots(self)
         self._busy = 0  # commands under way
         self._raw = self._mute = self._retired = False
         self._heard: bytes | None = None  # of the sign, while it is not there
@@ -245,6 +249,7 @@ class _Whole:
         for name in vars(self).keys() - self._as_made.keys() - _OWN:
             delattr(self, name)
         vars(self).update(self._as_made)
+        give_back(self, self._slots)
         if self.sock is None:
             return
         if self._terms != self._current_terms():
@@ -310,7 +315,7 @@ class _Whole:
                 self.sock.settimeout(before)
 
 
-_OWN = {"sock", "_as_made", "_busy", "_raw", "_mute", "_retired", "_heard", "_terms"}
+_OWN = {"sock", "_as_made", "_slots", "_busy", "_raw", "_mute", "_retired", "_heard", "_terms"}
 
 
 @cache

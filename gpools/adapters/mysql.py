@@ -19,6 +19,8 @@ from gpools.adapters._blocking import refuse_blocking, tell_unpatched
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
+from gpools.adapters._slots import Kept, give_back, kept_in_slots
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -111,7 +113,7 @@ class MySQLPool(ConnectionPool[Connection]):
             mysql_options = {**_from_url(url), **mysql_options}
         self._mysql = PooledConnection(defer_connect=True, **mysql_options)
         self._reset_session, self._reset_timeout = reset_session, reset_timeout
-        settings.setdefault("check_timeout", None)  # check() does not wait
+        join_verbs(self, MySQLPool, settings)
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
     @contextmanager
@@ -208,6 +210,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
 
     used = True  # something was sent since the connection was as it was made
     _as_made: dict[str, Any] | None = None  # once in the pool, the attributes it came with
+    _slots: Kept = ()  # and what was in slots
     _autocommits = False  # and the mode that it was in
     _told = True  # the server has told its status since the last command
     _refused = False  # the last answer was an error, complete as such
@@ -272,6 +275,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
             for name, value in vars(self).items()
             if name not in _VOLATILE
         }
+        self._slots = kept_in_slots(self)
         self._cursors = WeakSet()
         self.begin_anew()
 
@@ -307,6 +311,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
             delattr(self, name)
         for name, value in made.items():
             setattr(self, name, copy(value) if isinstance(value, dict) else value)
+        give_back(self, self._slots)
         self._current_timeout = -1  # whatever the socket's is, it is not this
         return "the character set" if charset else "the database" if self._moved else ""
 
@@ -448,7 +453,7 @@ class PooledConnection(Connection):  # type: ignore[misc]
 
 _VOLATILE = frozenset(
     """_sock _rfile _next_seq_id _current_timeout _result _affected_rows _closed server_status
-    used _as_made _autocommits _told _refused _sending _reading _interrupt _moved
+    used _as_made _slots _autocommits _told _refused _sending _reading _interrupt _moved
     _cursors""".split()  # noqa: SIM905
 )
 

@@ -6,8 +6,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from functools import cache
-from inspect import signature
+from functools import cache, wraps
+from inspect import isfunction, signature
 from math import inf
 from socket import SHUT_RDWR
 from time import monotonic
@@ -24,6 +24,8 @@ from gpools._fast import MISSING, Missing, Use
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._probe import A_MOMENT, JUST_NOW, quiet
+from gpools.adapters._slots import give_back, kept_in_slots
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -115,9 +117,17 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         self._postgres.discard_all = discard_all
         self._postgres.reset_timeout = reset_timeout
         self._postgres.cancel_timeout = cancel_timeout
-        settings.setdefault("check_timeout", None)  # check() does not wait
+        if callable(settings.get("check")):
+            settings["check"] = _at_rest_after(settings["check"])
+        join_verbs(self, PostgresPool, settings)
         settings.setdefault("check_after", A_MOMENT)  # reset() looks too
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("check")
+        if isfunction(own):
+            cls.check = _at_rest_after(own)  # type: ignore[method-assign]
 
     def connection(
         self, timeout: float | Missing | None = MISSING
@@ -278,6 +288,7 @@ class _Settings:
         self.attributes = {name: _copied(value) for name, value in vars(conn).items()}
         self.prepare = conn._prepared.prepare_threshold, conn._prepared.prepared_max
         self.adapters = None if conn._adapters is None else AdaptersMap(conn._adapters)
+        self.slots = kept_in_slots(conn)
 
     def apply(self, conn: psycopg.Connection[Any]) -> None:
         # To compare takes less than to set, and few users change anything.
@@ -296,6 +307,8 @@ class _Settings:
                 if name not in self._OTHERS:
                     found[name] = _copied(value)
             self.attributes.update(_prepared=prepared, _adapters=adapters)
+        if self.slots:
+            give_back(conn, self.slots)
         found["_made"] = self
 
 
@@ -366,6 +379,24 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
     Pooled.__name__ = Pooled.__qualname__ = f"Pooled{connection_class.__name__}"
     Pooled.__module__ = connection_class.__module__
     return Pooled
+
+
+def _at_rest_after(check: Callable[..., bool]) -> Callable[..., bool]:
+    """Have *check*, a function or method, leave no transaction open.
+
+    A SELECT opens one, and so a user's ``transaction()`` would be within it, and
+    be rolled back with it.
+    """
+
+    @wraps(check)
+    def checked(*args: Any) -> bool:
+        fit = check(*args)
+        conn: psycopg.Connection[Any] = args[-1]
+        if fit and _in_transaction(conn):
+            conn.rollback()
+        return fit
+
+    return checked
 
 
 def _in_transaction(conn: psycopg.Connection[Any]) -> bool:

@@ -19,6 +19,7 @@ from gpools.adapters._redis_connection import (
     checked_url,
     number_in_url,
 )
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -71,7 +72,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
             max_size = self._redis.max_connections
         if self._redis.timeout is not None:
             settings["timeout"] = self._redis.timeout
-        settings.setdefault("check_timeout", None)  # check() does not wait
+        join_verbs(self, RedisPool, settings)
         settings.setdefault("check_after", A_MOMENT)  # reset() looks too
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
 
@@ -90,6 +91,8 @@ class RedisPool(ConnectionPool["redis.Redis"]):
 
     def destroy(self, item: redis.Redis, /) -> None:
         """Close the connection for good, whoever still has a pipeline or pubsub on it."""
+        if not isinstance(item, redis.Redis):
+            return
         pool = vars(item).get("connection_pool")
         if isinstance(pool, OneConnection):
             pool.retire()
@@ -115,6 +118,9 @@ class RedisPool(ConnectionPool["redis.Redis"]):
 
     def _adopt(self, item: redis.Redis) -> None:
         refuse_blocking(item)
+        if not isinstance(item, redis.Redis):
+            kind = f"{type(item).__module__}.{type(item).__qualname__}"
+            raise PoolError(f"create() returned a {kind}, no redis.Redis")
         tell_unpatched("redis-py", redis.connection)
         only = former = item.connection_pool
         if not isinstance(only, OneConnection):

@@ -17,6 +17,7 @@ from gevent import socket
 
 from gpools.adapters._probe import quiet
 from gpools.adapters._tls import Cooperative
+from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
 from gpools.errors import PoolError
 
@@ -91,7 +92,7 @@ class SocketPool(ConnectionPool[socket.socket]):
         self._socket = _Terms(address, ssl, server_hostname, timeout, connect_timeout)
         self._socket.options = {SO_KEEPALIVE: keepalive, TCP_NODELAY: nodelay}
         self._options = WeakKeyDictionary()  # what each socket had when it was made
-        settings.setdefault("check_timeout", None)  # check() does not wait
+        join_verbs(self, SocketPool, settings)
         super().__init__(
             min_size, max_size, order_as_stack, create, timeout=get_timeout, **settings
         )
