@@ -564,6 +564,7 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
         if not self.closed:
             self._tell("closed")
         line.refusal = partial(_closed_error, ref(self))
+        self._doubt_all()  # so that no idle item goes out unseen until it is destroyed
         line.wake()
         book.filled.set()
         if book.sweeper is not None:

@@ -607,6 +607,11 @@ MUTANTS = [
         "keys, closed and killed",
         ("pool._refuse_all()  #", "pool.close()  #"),
     ),
+    connection(
+        "what is idle in a closed pool still goes out",
+        "two keys are closed, both idle",
+        ("self._doubt_all()  #", "pass  #"),
+    ),
     line(
         "who dies in line is still counted as wanting a slot",
         "two keys share one, given up",

@@ -466,6 +466,9 @@ SCENARIOS = [
     Scenario("two keys share two, closed", keyed(2), (borrow_a, borrow_b, close), SLOW_DESTROY),
     Scenario("two keys share two, in turn", keyed(2, 2), (borrow_a_twice, borrow_a, borrow_b)),
     Scenario("two keys share two, one idle too many", keyed(2, 2), (borrow_a,) * 3 + (borrow_b,)),
+    Scenario(
+        "two keys are closed, both idle", keyed(2), (borrow_both, borrow_b, close), SLOW_DESTROY
+    ),
     Scenario("two keys are recycled", keyed(2), (borrow_a, borrow_b, recycle), SLOW_DESTROY),
 ]
 

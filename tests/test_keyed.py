@@ -1133,6 +1133,19 @@ def test_all_keys_refuse_before_any_is_waited_for():
     closer.get(timeout=1)
 
 
+def test_no_key_hands_out_an_idle_item_while_close_destroys_that_of_another():
+    """The second key was closed, yet its item lay there for one turn of the hub."""
+    pools = Keyed(Gate(destroy=(slow,)), check_after=None)
+    put_all(pools, holding(pools, "a", "b"))
+    closer = spawn(pools.close)
+    getter = spawn(pools.get, "b")
+    settle()
+
+    closer.get(timeout=1)
+    assert isinstance(getter.exception, PoolClosed)
+    until(lambda: pools.size == 0)
+
+
 def test_leaving_its_with_block_closes_it():
     gate = Gate()
     with Keyed(gate) as pools:
