@@ -580,6 +580,12 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
             self._book.sweeper = Sweeper(self)
         return self._book.sweeper
 
+    def _end_sweeper(self) -> None:
+        """Have no sweeper until there is something to sweep again.  Never switches."""
+        sweeper, self._book.sweeper = self._book.sweeper, None
+        if sweeper is not None:
+            sweeper.wake()
+
     def _hold_of(self, entry: Entry) -> Hold:
         holder = entry.holder() if entry.holder is not None else None
         return Hold(entry.find(), holder, monotonic() - entry.since)

@@ -363,6 +363,7 @@ class _Budget(Generic[K, T]):
         for key in keyed.keys:
             del self._pools[key]
         del self._of[line]
+        keyed.pool._end_sweeper()  # which may be long, if a traceback leads to the pool
         self._spare.place(keyed, None)
         self._leaving.place(keyed, None)
 

@@ -612,6 +612,12 @@ MUTANTS = [
         "two keys are closed, both idle",
         ("self._doubt_all()  #", "pass  #"),
     ),
+    mutant(
+        "keyed",
+        "the sweeper of a forgotten key goes on",
+        "a key is forgotten",
+        ("keyed.pool._end_sweeper()", "pass"),
+    ),
     line(
         "who dies in line is still counted as wanting a slot",
         "two keys share one, given up",

@@ -469,6 +469,7 @@ SCENARIOS = [
     Scenario(
         "two keys are closed, both idle", keyed(2), (borrow_both, borrow_b, close), SLOW_DESTROY
     ),
+    Scenario("a key is forgotten", keyed(1, max_age=50), (borrow_a, borrow_b), SLOW_DESTROY, 0, 1),
     Scenario("two keys are recycled", keyed(2), (borrow_a, borrow_b, recycle), SLOW_DESTROY),
 ]
 
@@ -599,11 +600,12 @@ LARGE = [
     ),
     Scenario(
         "two keys made aside, everything at once",
-        keyed(1, 2, max_creating=2),
+        keyed(1, 2, max_creating=2, max_age=50),
         (borrow_both, give_up_b, discard_a, recycle, grow_old),
         ALL_FAIL,
         3,
         2,
+        sweeps=2,
     ),
     Scenario(
         "two keys swept and closed",

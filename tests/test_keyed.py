@@ -638,6 +638,22 @@ def test_forgotten_pools_are_collected():
     assert sum(ref() is not None for ref in refs) == 2
 
 
+def test_the_sweeper_of_a_forgotten_pool_ends():
+    """It used to go on for as long as a traceback somewhere led to the pool."""
+    pools = Keyed(Gate(), max_idle=60)
+    pool = pools._make_pool("a")
+    pools._make_pool = lambda key: pool
+    for _ in range(2):
+        held = pools.get("a")
+        sweeper = weakref.ref(pool._book.sweeper)
+        settle()
+        pools.discard("a", held)
+        settle()
+
+        assert pools.pools() == {}
+        assert sweeper() is None
+
+
 def test_a_key_whose_items_grew_too_old_is_forgotten():
     pools = Keyed(Gate(), max_idle=0.005)
     with pools.item("a"):
