@@ -20,7 +20,7 @@ from gevent import get_hub
 
 from gpools._aside import aside, each_aside
 from gpools._closing import Closing
-from gpools._fast import MISSING, Missing
+from gpools._fast import MISSING, NOT_OUT, Missing
 from gpools._holders import Hold
 from gpools._line import Line
 from gpools._order import Order
@@ -208,8 +208,9 @@ class _KeyedUse(AbstractContextManager[T]):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        if self._use is None:
+            raise RuntimeError(NOT_OUT)
         # Not by the key: its pool may be forgotten by now, if the item was discarded.
-        assert self._use is not None
         self._use.__exit__(kind, error, tb)
 
 

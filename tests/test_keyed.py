@@ -121,6 +121,18 @@ def test_an_item_serves_one_block():
         pass
 
 
+def test_a_block_that_is_left_without_an_item_says_so():
+    pools = Keyed(Gate())
+    block = pools.item("a")
+    with pytest.raises(RuntimeError, match="was not entered"):
+        block.__exit__(None, None, None)
+    with block:
+        pass
+    with pytest.raises(RuntimeError, match="left before"):
+        block.__exit__(None, None, None)
+    assert pools.size == 1
+
+
 def test_a_put_to_another_key_is_refused():
     gate = Gate()
     pools = Keyed(gate)
