@@ -67,6 +67,20 @@ def test_an_idle_item_keeps_its_token_and_goes_out_without_another(limiter):
     assert all_free(limiter)
 
 
+def test_who_waits_for_the_limit_and_is_alone_waits_for_the_sweep_of_another_pool():
+    """In a thread of its own, whose hub has nothing else to do."""
+
+    def alone():
+        limiter = TokenPool(max_size=1)
+        one, two = pool_of(limiter, max_idle=0.01), pool_of(limiter)
+        one.put(one.get())
+        two.put(two.get())
+        gevent.get_hub().destroy(destroy_loop=True)
+        return one.current_size, two.current_size
+
+    assert gevent.get_hub().threadpool.apply(alone) == (0, 1)
+
+
 def test_the_token_is_taken_before_create_and_comes_back_when_it_fails(limiter):
     seen = []
 
