@@ -376,6 +376,7 @@ TWO_IDLE = tracked(max_size=2, max_idle=50)
 ONE_STAYS = tracked(min_size=1, max_size=2, max_idle=50)
 MADE_AND_STAYS = tracked(min_size=1, max_size=2, max_age=50, max_creating=1)
 KEYS_MADE, KEYS_MADE_TWO = keyed(1, max_creating=1), keyed(2, 2, max_creating=1)
+KEYS_AGE = keyed(2, 2, max_creating=2, max_age=50)
 TWO_KEPT = tracked(min_size=2, max_size=2, max_creating=1)
 ONE_KEPT = tracked(min_size=1, max_size=2, max_creating=1)
 
@@ -525,6 +526,13 @@ LONG = [
         KEYS_MADE_TWO,
         (borrow_b, insist_on_b, borrow_a),
         {"create": ("ok", "raise")},
+        1,
+    ),
+    Scenario(
+        "keys made aside, grown old",
+        KEYS_AGE,
+        (borrow_a, borrow_a, grow_old),
+        {"create": ("slow", "slow raise")},
         1,
     ),
     Scenario(
