@@ -624,9 +624,8 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
 
     def _tell(self, event: str, *about: object) -> None:
         """Call the listener, in a greenlet of its own; never switches."""
-        heard = getattr(self._book.listener, event, None)
-        if heard is not None:
-            spawn_raw(_call_listener, heard, self, *about)
+        if self._book.listener is not None:
+            spawn_raw(_call_listener, self._book.listener, event, self, *about)
 
     def _leave(self, use: Use, item: T, error: BaseException | None) -> None:
         """End the with block of *use*, by *error* or with its *item* put back or gone before."""
@@ -796,9 +795,11 @@ def _closed_error(pool: ref[ConnectionPool[Any]]) -> PoolClosed:
     return PoolClosed(f"{pool()!r} is closed")
 
 
-def _call_listener(heard: Callable[..., object], *about: object) -> None:
+def _call_listener(listener: object, event: str, *about: object) -> None:
     try:
-        heard(*about)
+        heard = getattr(listener, event, None)
+        if heard is not None:
+            heard(*about)
     except BaseException as error:
         # Whatever it was, it is the listener's own.
         log.warning("a pool's listener failed: %r", error)
