@@ -33,13 +33,13 @@ from numbers import Real
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-from weakref import ref
+from weakref import finalize, ref
 
 from gevent import Timeout, get_hub, getcurrent, spawn_raw
 
 from gpools import _fork
 from gpools._aside import aside, each_aside
-from gpools._book import Book, Limiter, enter, same
+from gpools._book import Book, Limiter, enter, on_loan, same
 from gpools._closing import Closing
 from gpools._creator import Creator
 from gpools._direct import current_thread
@@ -370,7 +370,8 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
             _fork.abandon([item], self._filenos(item))
             self._return_token(book, token)
             raise NotInUse(f"{item_name(item)} was being made when this process was forked")
-        book.tokens[id(item)] = token
+        if book.limiter is not None:
+            token = book.tokens[id(item)] = on_loan(book.limiter, token, item)
         entry = book.items[id(item)] = enter(self, item, generation)
         book.life.begin(entry, now, random())
         book.counters.created += 1
@@ -507,6 +508,11 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
 
     def _return_token(self, book: Book, token: Any) -> None:
         if book.limiter is not None and token is not MISSING:
+            if isinstance(token, finalize):
+                loan = token.detach()
+                if loan is None:  # the item was collected, and the token given back
+                    return
+                token = loan[2][1]
             try:
                 book.limiter.put(token)
             except Exception as error:

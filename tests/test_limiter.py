@@ -129,6 +129,44 @@ def test_a_token_comes_back_only_when_the_item_is_gone(limiter):
     assert all_free(limiter)
 
 
+def test_a_pool_that_is_dropped_without_close_gives_its_tokens_back(limiter):
+    """They went with the pool, and nobody ever had them again."""
+    pool = pool_of(limiter)
+    idle, held = pool.get(), pool.get()
+    pool.put(idle)
+    del pool, idle
+    gc.collect()
+    token = limiter.get(timeout=2)
+    with pytest.raises(PoolTimeout):
+        limiter.get(timeout=0.05)
+    limiter.put(token)
+
+    assert held is not None
+    del held
+    gc.collect()
+    assert all_free(limiter)
+
+
+def test_items_that_nothing_can_refer_to_weakly_have_tokens_too(limiter):
+    pool = pool_of(limiter, list)
+    pool.put(pool.get())
+    pool.close()
+    assert all_free(limiter)
+
+
+def test_a_limiter_that_takes_no_token_of_a_dropped_pool_is_logged(caplog):
+    class Broken(TokenPool):
+        def put(self, token):
+            raise OSError("the limiter is gone")
+
+    pool = pool_of(Broken(max_size=2))
+    pool.put(pool.get())
+    del pool
+    gc.collect()
+    settle()
+    assert "limiter.put failed: OSError" in caplog.text
+
+
 def test_a_collected_item_gives_its_token_back(limiter):
     pool = pool_of(limiter)
     pool.get(), pool.get()
