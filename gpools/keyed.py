@@ -51,7 +51,7 @@ class KeyedPool(Closing, Generic[K, T]):
     ) -> None:
         if not callable(make_pool):
             raise TypeError(f"make_pool must be callable with a key, not {make_pool!r}")
-        if not isinstance(max_size, int) or max_size < 1:
+        if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
             raise ValueError(f"max_size is {max_size!r} but must be a whole number, at least 1")
         self.name = name
         self._make_pool = make_pool

@@ -191,7 +191,7 @@ def test_a_timeout_under_the_limit_of_a_key_names_the_holders_of_that_key():
     put_all(pools, held)
 
 
-@pytest.mark.parametrize("max_size", [0, -1, 1.5, None, "3"])
+@pytest.mark.parametrize("max_size", [0, -1, 1.5, None, "3", True])
 def test_a_limit_that_is_none_is_refused(max_size):
     with pytest.raises(ValueError, match="max_size is"):
         KeyedPool(ConnectionPool, max_size)
