@@ -556,6 +556,8 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
 
     def _outdate(self, spread: float) -> None:
         """Have all items made before now go within *spread* seconds.  Never switches."""
+        if spread is None:  # which means something elsewhere
+            raise TypeError("spread must be a number, not None")
         _require_not_negative(spread=spread)
         self._belong_here()
         book = self._book
