@@ -224,8 +224,8 @@ MUTANTS = [
         "an item() block that is killed keeps its item",
         "plain, three share one",
         (
-            "self._item = None\n        self._pool.put",
-            "self._item = None\n        kind or self._pool.put",
+            "self._item = MISSING\n        self._pool.put",
+            "self._item = MISSING\n        kind or self._pool.put",
         ),
     ),
     connection(
@@ -316,7 +316,7 @@ MUTANTS = [
     connection(
         "close lets everybody in line wait",
         "closes",
-        ("ref(self))\n        line.wake()", "ref(self))"),
+        ("until it is destroyed\n        line.wake()", "until it is destroyed"),
     ),
     connection(
         "close forgets the idle items",
