@@ -158,7 +158,7 @@ def test_item_without_timeout_waits_for_ever_whatever_the_pools_is(fleet, redis_
         with pool.item(timeout=None):
             pass
 
-    with pool.item():
+    with pool.item(timeout=None):
         waiter = spawn(wait)
         with pytest.raises(PoolTimeout), pool.item():
             pass
