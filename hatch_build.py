@@ -26,8 +26,15 @@ class CompileHook(BuildHookInterface):
         return ["cython>=3.1", "setuptools"] if asked_for() else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self.target_name != "wheel" or version == "editable" or not asked_for():
+        if self.target_name != "wheel" or not asked_for():
             return
+        if version == "editable":
+            # An error, for pip shows no warning, and who asked for it would not know.
+            raise RuntimeError(
+                "GPOOLS_COMPILE=1 compiles nothing for an editable install, which runs the "
+                "sources; install without it, then `pip install cython hatchling setuptools` "
+                "and `python hatch_build.py .`, again after each change of the core"
+            )
         self.built = TemporaryDirectory()
         for extension in compile_core(Path(self.root), Path(self.built.name)):
             build_data["force_include"][str(extension)] = f"gpools/{extension.name}"

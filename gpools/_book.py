@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from weakref import ref
+from weakref import finalize, ref
 
-from gevent import get_hub
+from gevent import get_hub, spawn_raw
 from gevent.event import Event
 from gevent.hub import Hub
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from gpools.connection import ConnectionPool
 
 T = TypeVar("T")
+
+log = logging.getLogger("gpools")
 
 
 class Limiter(Protocol):
@@ -105,14 +108,43 @@ def enter(pool: ConnectionPool[T], item: T, generation: int) -> Entry:
     return Entry(item, find, generation)
 
 
+def on_loan(limiter: Limiter, token: Any, item: object) -> Any:
+    """Have *token* go back when *item* is collected, be it with a pool that was never closed.
+
+    Returns what to detach when it goes back before; *token* where nothing can tell.
+    """
+    try:
+        loan = finalize(item, _end_loan, limiter, token, get_hub())
+    except TypeError:  # nothing can refer to it weakly
+        return token
+    loan.atexit = False
+    return loan
+
+
+def _end_loan(limiter: Limiter, token: Any, hub: Hub) -> None:
+    _leave_to(hub, _put_back, limiter, token)
+
+
+def _put_back(limiter: Limiter, token: Any) -> None:
+    try:
+        limiter.put(token)
+    except Exception as error:
+        # By another greenlet, for this is the hub, where a handler could not wait.
+        spawn_raw(log.warning, "limiter.put failed: %r", error)
+
+
 def same(item: T) -> T:
     return item
 
 
 def _collected(pool: ref[ConnectionPool[Any]], key: int, hub: Hub, find: object) -> None:
-    # Runs wherever the collector does, in another thread even: the hub does the rest.
+    _leave_to(hub, _lose, pool, key, find)
+
+
+def _leave_to(hub: Hub, act: Callable[..., None], *about: object) -> None:
+    # Called wherever the collector runs, in another thread even: the hub does the rest.
     if hub.loop is not None:
-        hub.loop.run_callback_threadsafe(_lose, pool, key, find)
+        hub.loop.run_callback_threadsafe(act, *about)
 
 
 def _lose(pool: ref[ConnectionPool[Any]], key: int, find: object) -> None:

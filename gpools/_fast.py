@@ -36,6 +36,10 @@ class Missing(Enum):
 
 
 MISSING: Final = Missing.MISSING
+ENTERED: Final = object()
+
+ONE_BLOCK: Final = "an item() serves one with block; call pool.item() for each"
+NOT_OUT: Final = "an item() was left that was not entered, or was left before"
 
 # By a name that the compiler does not know, for it would turn 5 into 5.0.
 Seconds: TypeAlias = float | None
@@ -47,17 +51,15 @@ class Item:
     __slots__ = ("_item", "_pool", "_timeout")
 
     _pool: Any
-    _item: Any  # MISSING before the block is entered, None while nothing is out
-    _timeout: Any
+    _item: Any  # MISSING while nothing is out
+    _timeout: Any  # ENTERED from the entry on
 
     def __enter__(self) -> Any:
-        if self._item is not MISSING:
-            raise RuntimeError("an item() serves one with block; call pool.item() for each")
-        self._item = None  # no second entry, not even while this one waits
-        if self._timeout is MISSING:
-            item = self._pool.get()
-        else:
-            item = self._pool.get(timeout=self._timeout)
+        timeout = self._timeout
+        if timeout is ENTERED:
+            raise RuntimeError(ONE_BLOCK)
+        self._timeout = ENTERED  # no second entry, not even while this one waits
+        item = self._pool.get() if timeout is None else self._pool.get(timeout=timeout)
         self._item = item
         return item
 
@@ -68,7 +70,9 @@ class Item:
         tb: TracebackType | None,
     ) -> None:
         item = self._item
-        self._item = None
+        if item is MISSING:
+            raise RuntimeError(NOT_OUT)
+        self._item = MISSING
         self._pool.put(item)
 
 
@@ -82,11 +86,12 @@ class Use(Item):
 
     def __enter__(self) -> Any:
         # As above: to call that would cost more than all else here.
-        if self._item is not MISSING:
-            raise RuntimeError("an item() serves one with block; call pool.item() for each")
-        self._item = None
+        timeout = self._timeout
+        if timeout is ENTERED:
+            raise RuntimeError(ONE_BLOCK)
+        self._timeout = ENTERED
         pool: ConnectionCore = self._pool
-        item = pool.get() if self._timeout is MISSING else pool.get(timeout=self._timeout)
+        item = pool.get() if timeout is MISSING else pool.get(timeout=timeout)
         entry: Entry = pool._book.items[_direct.address(item)]
         self._entry = entry
         self._uses = entry.uses
@@ -104,7 +109,9 @@ class Use(Item):
         tb: TracebackType | None,
     ) -> None:
         item = self._item
-        self._item = None
+        if item is MISSING:
+            raise RuntimeError(NOT_OUT)
+        self._item = MISSING
         if error is None and self.out():
             self._pool.put(item)
         else:
@@ -162,7 +169,7 @@ class Core:
         """
         use = Item()
         use._pool = self
-        use._timeout = MISSING if timeout is None else timeout
+        use._timeout = timeout
         use._item = MISSING
         return use
 

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from gevent import spawn_raw
+from gevent import get_hub, spawn_raw
 from gevent.event import Event
 
 from gpools.lifecycle import IN_USE
@@ -52,9 +52,26 @@ class Sweeper:
             if pool is None or pool.closed or pool._book.sweeper is not self:
                 return
             self._wake.clear()
-            pause = self._sweep(pool)
+            pause, matters = self._sweep(pool), pool._book.limiter is not None
             del pool
-            self._wake.wait(None if pause == inf else max(pause, SHORTEST))
+            self._sleep(pause, matters)
+
+    def _sleep(self, pause: float, matters: bool) -> None:
+        """Wait for so many seconds, or until woken.
+
+        Where it *matters* to others what the next sweep lets go, the loop goes on
+        for it.  Else it is no reason to: who waits for an item with nobody left
+        to give it back gets gevent's LoopExit, and `gevent.wait` comes to an end.
+        """
+        if pause == inf:
+            self._wake.wait()
+            return
+        timer = get_hub().loop.timer(max(pause, SHORTEST), ref=matters)
+        timer.start(self._wake.set, update=True)
+        try:
+            self._wake.wait()
+        finally:
+            timer.close()
 
     def _sweep(self, pool: ConnectionPool[Any]) -> float:
         """Do all that is due; return the seconds until the next look.  May switch."""

@@ -33,13 +33,13 @@ from numbers import Real
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-from weakref import ref
+from weakref import finalize, ref
 
 from gevent import Timeout, get_hub, getcurrent, spawn_raw
 
 from gpools import _fork
 from gpools._aside import aside, each_aside
-from gpools._book import Book, Limiter, enter, same
+from gpools._book import Book, Limiter, enter, on_loan, same
 from gpools._closing import Closing
 from gpools._creator import Creator
 from gpools._direct import current_thread
@@ -372,7 +372,8 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
             _fork.abandon([item], self._filenos(item))
             self._return_token(book, token)
             raise NotInUse(f"{item_name(item)} was being made when this process was forked")
-        book.tokens[id(item)] = token
+        if book.limiter is not None:
+            token = book.tokens[id(item)] = on_loan(book.limiter, token, item)
         entry = book.items[id(item)] = enter(self, item, generation)
         book.life.begin(entry, now, random())
         book.counters.created += 1
@@ -509,6 +510,11 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
 
     def _return_token(self, book: Book, token: Any) -> None:
         if book.limiter is not None and token is not MISSING:
+            if isinstance(token, finalize):
+                loan = token.detach()
+                if loan is None:  # the item was collected, and the token given back
+                    return
+                token = loan[2][1]
             try:
                 book.limiter.put(token)
             except Exception as error:
@@ -552,6 +558,8 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
 
     def _outdate(self, spread: float) -> None:
         """Have all items made before now go within *spread* seconds.  Never switches."""
+        if spread is None:  # which means something elsewhere
+            raise TypeError("spread must be a number, not None")
         _require_not_negative(spread=spread)
         self._belong_here()
         book = self._book
@@ -566,6 +574,7 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
         if not self.closed:
             self._tell("closed")
         line.refusal = partial(_closed_error, ref(self))
+        self._doubt_all()  # so that no idle item goes out unseen until it is destroyed
         line.wake()
         book.filled.set()
         if book.sweeper is not None:
@@ -580,6 +589,12 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
         if self._book.sweeper is None:
             self._book.sweeper = Sweeper(self)
         return self._book.sweeper
+
+    def _end_sweeper(self) -> None:
+        """Have no sweeper until there is something to sweep again.  Never switches."""
+        sweeper, self._book.sweeper = self._book.sweeper, None
+        if sweeper is not None:
+            sweeper.wake()
 
     def _hold_of(self, entry: Entry) -> Hold:
         holder = entry.holder() if entry.holder is not None else None
@@ -619,9 +634,8 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
 
     def _tell(self, event: str, *about: object) -> None:
         """Call the listener, in a greenlet of its own; never switches."""
-        heard = getattr(self._book.listener, event, None)
-        if heard is not None:
-            spawn_raw(_call_listener, heard, self, *about)
+        if self._book.listener is not None:
+            spawn_raw(_call_listener, self._book.listener, event, self, *about)
 
     def _leave(self, use: Use, item: T, error: BaseException | None) -> None:
         """End the with block of *use*, by *error* or with its *item* put back or gone before."""
@@ -791,9 +805,11 @@ def _closed_error(pool: ref[ConnectionPool[Any]]) -> PoolClosed:
     return PoolClosed(f"{pool()!r} is closed")
 
 
-def _call_listener(heard: Callable[..., object], *about: object) -> None:
+def _call_listener(listener: object, event: str, *about: object) -> None:
     try:
-        heard(*about)
+        heard = getattr(listener, event, None)
+        if heard is not None:
+            heard(*about)
     except BaseException as error:
         # Whatever it was, it is the listener's own.
         log.warning("a pool's listener failed: %r", error)

@@ -20,7 +20,7 @@ from gevent import get_hub
 
 from gpools._aside import aside, each_aside
 from gpools._closing import Closing
-from gpools._fast import MISSING, Missing
+from gpools._fast import MISSING, NOT_OUT, Missing
 from gpools._holders import Hold
 from gpools._line import Line
 from gpools._order import Order
@@ -51,7 +51,7 @@ class KeyedPool(Closing, Generic[K, T]):
     ) -> None:
         if not callable(make_pool):
             raise TypeError(f"make_pool must be callable with a key, not {make_pool!r}")
-        if not isinstance(max_size, int) or max_size < 1:
+        if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
             raise ValueError(f"max_size is {max_size!r} but must be a whole number, at least 1")
         self.name = name
         self._make_pool = make_pool
@@ -208,8 +208,9 @@ class _KeyedUse(AbstractContextManager[T]):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        if self._use is None:
+            raise RuntimeError(NOT_OUT)
         # Not by the key: its pool may be forgotten by now, if the item was discarded.
-        assert self._use is not None
         self._use.__exit__(kind, error, tb)
 
 
@@ -363,6 +364,7 @@ class _Budget(Generic[K, T]):
         for key in keyed.keys:
             del self._pools[key]
         del self._of[line]
+        keyed.pool._end_sweeper()  # which may be long, if a traceback leads to the pool
         self._spare.place(keyed, None)
         self._leaving.place(keyed, None)
 

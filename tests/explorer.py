@@ -790,7 +790,8 @@ class World:
         return [t for t in self.loop.timers if self.sweeps or not self._of_sweeper(t)]
 
     def _of_sweeper(self, timer):
-        return timer.owner in self.loop.sweepers
+        # In its greenlet the alarm of a creator may be set too, which must ring.
+        return timer.owner in self.loop.sweepers and timer.callback.__name__ == "set"
 
     def _starts(self):
         starts = []

@@ -224,8 +224,8 @@ MUTANTS = [
         "an item() block that is killed keeps its item",
         "plain, three share one",
         (
-            "self._item = None\n        self._pool.put",
-            "self._item = None\n        kind or self._pool.put",
+            "self._item = MISSING\n        self._pool.put",
+            "self._item = MISSING\n        kind or self._pool.put",
         ),
     ),
     connection(
@@ -316,7 +316,7 @@ MUTANTS = [
     connection(
         "close lets everybody in line wait",
         "closes",
-        ("ref(self))\n        line.wake()", "ref(self))"),
+        ("until it is destroyed\n        line.wake()", "until it is destroyed"),
     ),
     connection(
         "close forgets the idle items",
@@ -606,6 +606,17 @@ MUTANTS = [
         "keys are closed one after the other",
         "keys, closed and killed",
         ("pool._refuse_all()  #", "pool.close()  #"),
+    ),
+    connection(
+        "what is idle in a closed pool still goes out",
+        "two keys are closed, both idle",
+        ("self._doubt_all()  #", "pass  #"),
+    ),
+    mutant(
+        "keyed",
+        "the sweeper of a forgotten key goes on",
+        "a key is forgotten",
+        ("keyed.pool._end_sweeper()", "pass"),
     ),
     line(
         "who dies in line is still counted as wanting a slot",

@@ -222,9 +222,19 @@ def test_a_pool_whose_constructor_never_ran_raises_an_error():
 
 
 def test_a_block_that_was_never_entered_cannot_be_left(pool):
-    with pytest.raises(AttributeError), ExitStack() as stack:
+    with pytest.raises(RuntimeError, match="was not entered"), ExitStack() as stack:
         stack.push(pool.item())
     assert pool.free() == 2
+
+
+def test_a_block_that_was_left_cannot_be_left_again(pool, gate):
+    block = pool.item()
+    with block:
+        pass
+    for raised in (None, KeyError()):
+        with pytest.raises(RuntimeError, match="left before"):
+            block.__exit__(raised and KeyError, raised, None)
+    full_check(pool, gate)
 
 
 def test_no_verb_is_called_that_was_not_meant(pool, gate):

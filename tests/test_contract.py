@@ -994,6 +994,33 @@ def test_item_serves_one_block(kind):
     assert pool.free() == 4
 
 
+def test_a_block_that_is_left_without_an_item_puts_nothing(kind):
+    """An ExitStack.push() in place of enter_context() put a marker into the pool."""
+    pool = kind(create=lambda: None)
+    block = pool.item()
+    with pytest.raises(RuntimeError, match="was not entered"):
+        block.__exit__(None, None, None)
+    with block as item:
+        assert item is None
+    with pytest.raises(RuntimeError, match="left before"):
+        block.__exit__(None, None, None)
+
+    assert list(pool.free_items) == [None]
+    assert pool.free() == 4
+
+
+def test_a_block_that_is_left_while_it_waits_puts_nothing(kind, full, kill_later):
+    block = full.item()
+    waiter = kill_later(block.__enter__)
+    settle()
+    with pytest.raises(RuntimeError, match="was not entered"):
+        block.__exit__(None, None, None)
+
+    full.put(1)
+    assert waiter.get(timeout=1) == 1
+    assert full.free() == 0
+
+
 @pytest.mark.usefixtures("no_gc")
 def test_left_block_does_not_keep_its_item_alive(kind):
     pool = kind(create=users.Line)

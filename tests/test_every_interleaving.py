@@ -376,6 +376,7 @@ TWO_IDLE = tracked(max_size=2, max_idle=50)
 ONE_STAYS = tracked(min_size=1, max_size=2, max_idle=50)
 MADE_AND_STAYS = tracked(min_size=1, max_size=2, max_age=50, max_creating=1)
 KEYS_MADE, KEYS_MADE_TWO = keyed(1, max_creating=1), keyed(2, 2, max_creating=1)
+KEYS_AGE = keyed(2, 2, max_creating=2, max_age=50)
 TWO_KEPT = tracked(min_size=2, max_size=2, max_creating=1)
 ONE_KEPT = tracked(min_size=1, max_size=2, max_creating=1)
 
@@ -466,6 +467,10 @@ SCENARIOS = [
     Scenario("two keys share two, closed", keyed(2), (borrow_a, borrow_b, close), SLOW_DESTROY),
     Scenario("two keys share two, in turn", keyed(2, 2), (borrow_a_twice, borrow_a, borrow_b)),
     Scenario("two keys share two, one idle too many", keyed(2, 2), (borrow_a,) * 3 + (borrow_b,)),
+    Scenario(
+        "two keys are closed, both idle", keyed(2), (borrow_both, borrow_b, close), SLOW_DESTROY
+    ),
+    Scenario("a key is forgotten", keyed(1, max_age=50), (borrow_a, borrow_b), SLOW_DESTROY, 0, 1),
     Scenario("two keys are recycled", keyed(2), (borrow_a, borrow_b, recycle), SLOW_DESTROY),
 ]
 
@@ -521,6 +526,13 @@ LONG = [
         KEYS_MADE_TWO,
         (borrow_b, insist_on_b, borrow_a),
         {"create": ("ok", "raise")},
+        1,
+    ),
+    Scenario(
+        "keys made aside, grown old",
+        KEYS_AGE,
+        (borrow_a, borrow_a, grow_old),
+        {"create": ("slow", "slow raise")},
         1,
     ),
     Scenario(
@@ -596,11 +608,12 @@ LARGE = [
     ),
     Scenario(
         "two keys made aside, everything at once",
-        keyed(1, 2, max_creating=2),
+        keyed(1, 2, max_creating=2, max_age=50),
         (borrow_both, give_up_b, discard_a, recycle, grow_old),
         ALL_FAIL,
         3,
         2,
+        sweeps=2,
     ),
     Scenario(
         "two keys swept and closed",

@@ -139,6 +139,33 @@ def test_item_gives_back_whatever_happens(fleet, redis_server, name):
         assert used(pool) == 1
 
 
+def test_item_serves_one_block(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1)
+    block = pool.item()
+    with pytest.raises(RuntimeError, match="was not entered"):
+        block.__exit__(None, None, None)
+    with block, pytest.raises(RuntimeError, match="one with block"):
+        block.__enter__()
+    with pytest.raises(RuntimeError, match="left before"):
+        block.__exit__(None, None, None)
+    until(lambda: empty(pool))
+
+
+def test_item_without_timeout_waits_for_ever_whatever_the_pools_is(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1, timeout=0.01)
+
+    def wait():
+        with pool.item(timeout=None):
+            pass
+
+    with pool.item(timeout=None):
+        waiter = spawn(wait)
+        with pytest.raises(PoolTimeout), pool.item():
+            pass
+        assert not waiter.ready()
+    waiter.get(timeout=5)
+
+
 def test_timeout_tells_who_holds(fleet, redis_server, name):
     pool = fleet(redis_server, name, 1, timeout=0.05)
     with pool.item(), pytest.raises(PoolTimeout, match=r"1 of 1 in use in the fleet, 1 of them"):

@@ -591,13 +591,22 @@ def test_plain_deadlock_ends_in_a_timeout(kind):
 
 
 @pytest.mark.hub_errors
-@pytest.mark.parametrize("kind", [Pool, ConnectionPool])
-def test_wait_with_no_other_greenlet_alive_ends_in_loopexit_with_state_intact(kind):
-    """In a thread of its own, whose hub has nothing else to do."""
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Pool, {}),
+        (ConnectionPool, {}),
+        (ConnectionPool, {"max_creating": 1}),
+        (ConnectionPool, {"max_idle": 60, "max_age": 60}),
+        (ConnectionPool, {"leak_after": 60}),
+    ],
+)
+def test_wait_with_no_other_greenlet_alive_ends_in_loopexit_with_state_intact(kind, settings):
+    """In a thread of its own, whose hub has nothing else to do but to sweep the pool."""
 
     def alone():
         gate = Gate()
-        pool = kind(max_size=1, create=gate.create)
+        pool = kind(max_size=1, create=gate.create, **settings)
         item = pool.get()
         for _ in range(2):
             with pytest.raises(LoopExit):

@@ -121,6 +121,18 @@ def test_an_item_serves_one_block():
         pass
 
 
+def test_a_block_that_is_left_without_an_item_says_so():
+    pools = Keyed(Gate())
+    block = pools.item("a")
+    with pytest.raises(RuntimeError, match="was not entered"):
+        block.__exit__(None, None, None)
+    with block:
+        pass
+    with pytest.raises(RuntimeError, match="left before"):
+        block.__exit__(None, None, None)
+    assert pools.size == 1
+
+
 def test_a_put_to_another_key_is_refused():
     gate = Gate()
     pools = Keyed(gate)
@@ -179,7 +191,7 @@ def test_a_timeout_under_the_limit_of_a_key_names_the_holders_of_that_key():
     put_all(pools, held)
 
 
-@pytest.mark.parametrize("max_size", [0, -1, 1.5, None, "3"])
+@pytest.mark.parametrize("max_size", [0, -1, 1.5, None, "3", True])
 def test_a_limit_that_is_none_is_refused(max_size):
     with pytest.raises(ValueError, match="max_size is"):
         KeyedPool(ConnectionPool, max_size)
@@ -638,6 +650,22 @@ def test_forgotten_pools_are_collected():
     assert sum(ref() is not None for ref in refs) == 2
 
 
+def test_the_sweeper_of_a_forgotten_pool_ends():
+    """It used to go on for as long as a traceback somewhere led to the pool."""
+    pools = Keyed(Gate(), max_idle=60)
+    pool = pools._make_pool("a")
+    pools._make_pool = lambda key: pool
+    for _ in range(2):
+        held = pools.get("a")
+        sweeper = weakref.ref(pool._book.sweeper)
+        settle()
+        pools.discard("a", held)
+        settle()
+
+        assert pools.pools() == {}
+        assert sweeper() is None
+
+
 def test_a_key_whose_items_grew_too_old_is_forgotten():
     pools = Keyed(Gate(), max_idle=0.005)
     with pools.item("a"):
@@ -950,10 +978,9 @@ def test_a_pause_that_ends_has_idle_items_make_way(monkeypatch):
     failures.append(1)
     with pytest.raises(OSError, match="said no"):
         pools.get("down", timeout=1)
+    failures.clear()  # before the next try, however late it is here
     put_all(pools, holding(pools, "a", "b"))
     waiter = spawn(pools.get, "down")
-    settle()
-    failures.clear()
 
     assert waiter.get(timeout=5).key == "down"
     assert gate.destroyed == 1
@@ -1131,6 +1158,19 @@ def test_all_keys_refuse_before_any_is_waited_for():
         assert isinstance(waiter.exception, PoolClosed)
     put_all(pools, held)
     closer.get(timeout=1)
+
+
+def test_no_key_hands_out_an_idle_item_while_close_destroys_that_of_another():
+    """The second key was closed, yet its item lay there for one turn of the hub."""
+    pools = Keyed(Gate(destroy=(slow,)), check_after=None)
+    put_all(pools, holding(pools, "a", "b"))
+    closer = spawn(pools.close)
+    getter = spawn(pools.get, "b")
+    settle()
+
+    closer.get(timeout=1)
+    assert isinstance(getter.exception, PoolClosed)
+    until(lambda: pools.size == 0)
 
 
 def test_leaving_its_with_block_closes_it():

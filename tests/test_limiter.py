@@ -67,6 +67,20 @@ def test_an_idle_item_keeps_its_token_and_goes_out_without_another(limiter):
     assert all_free(limiter)
 
 
+def test_who_waits_for_the_limit_and_is_alone_waits_for_the_sweep_of_another_pool():
+    """In a thread of its own, whose hub has nothing else to do."""
+
+    def alone():
+        limiter = TokenPool(max_size=1)
+        one, two = pool_of(limiter, max_idle=0.01), pool_of(limiter)
+        one.put(one.get())
+        two.put(two.get())
+        gevent.get_hub().destroy(destroy_loop=True)
+        return one.current_size, two.current_size
+
+    assert gevent.get_hub().threadpool.apply(alone) == (0, 1)
+
+
 def test_the_token_is_taken_before_create_and_comes_back_when_it_fails(limiter):
     seen = []
 
@@ -113,6 +127,44 @@ def test_a_token_comes_back_only_when_the_item_is_gone(limiter):
         limiter.get(timeout=0.05)
     gate.set()
     assert all_free(limiter)
+
+
+def test_a_pool_that_is_dropped_without_close_gives_its_tokens_back(limiter):
+    """They went with the pool, and nobody ever had them again."""
+    pool = pool_of(limiter)
+    idle, held = pool.get(), pool.get()
+    pool.put(idle)
+    del pool, idle
+    gc.collect()
+    token = limiter.get(timeout=2)
+    with pytest.raises(PoolTimeout):
+        limiter.get(timeout=0.05)
+    limiter.put(token)
+
+    assert held is not None
+    del held
+    gc.collect()
+    assert all_free(limiter)
+
+
+def test_items_that_nothing_can_refer_to_weakly_have_tokens_too(limiter):
+    pool = pool_of(limiter, list)
+    pool.put(pool.get())
+    pool.close()
+    assert all_free(limiter)
+
+
+def test_a_limiter_that_takes_no_token_of_a_dropped_pool_is_logged(caplog):
+    class Broken(TokenPool):
+        def put(self, token):
+            raise OSError("the limiter is gone")
+
+    pool = pool_of(Broken(max_size=2))
+    pool.put(pool.get())
+    del pool
+    gc.collect()
+    settle()
+    assert "limiter.put failed: OSError" in caplog.text
 
 
 def test_a_collected_item_gives_its_token_back(limiter):

@@ -1,5 +1,6 @@
 """What pip installs is whole, and a bare import is light."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -58,6 +59,21 @@ def test_sdist_holds_what_a_packager_needs(dist):
     assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"} <= names
     assert {name.split("/")[0] for name in names} >= {"gpools", "tests", "demo", "examples", "docs"}
     assert not {name for name in names if "__pycache__" in name or ".venv" in name}
+
+
+def test_an_editable_install_refuses_to_compile_nothing(tmp_path):
+    """It said nothing and ran as Python, as it does without being asked."""
+    program = "import sys; from hatchling.build import *; build_editable(sys.argv[1])"
+    built = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "GPOOLS_COMPILE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 1
+    assert "python hatch_build.py ." in built.stderr
 
 
 def test_installed_it_works(installed):

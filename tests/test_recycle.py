@@ -198,6 +198,15 @@ def test_recycle_of_an_empty_pool_is_fine():
     pool.close()
 
 
+def test_a_spread_that_is_none_is_refused_and_retires_nothing():
+    pool = ConnectionPool(create=Gate().create)
+    item = pool.get()
+    with pytest.raises(TypeError, match="spread must be a number, not None"):
+        pool.recycle(None)
+    pool.put(item)
+    assert pool.get() is item
+
+
 def test_a_negative_spread_is_refused():
     with pytest.raises(ValueError, match="spread is -1"):
         pool_of(Gate()).recycle(-1)

@@ -649,6 +649,22 @@ def test_a_bad_listener_breaks_nothing(behave, max_creating, clock):
     assert gate.live == 0
 
 
+def test_a_listener_that_cannot_say_what_it_hears_costs_no_slot(caplog):
+    """Looked up in get(), its attribute raised there, and the item made was nobody's."""
+
+    class Unready:
+        @property
+        def created(self):
+            raise RuntimeError("not connected yet")
+
+    gate = Gate()
+    pool = pool_of(gate, 1, listener=Unready())
+    put_all(pool, take(pool, 1))
+    settle()
+    assert "a pool's listener failed: RuntimeError" in caplog.text
+    full_check(pool, gate)
+
+
 def test_errors_of_a_listener_are_logged(caplog):
     pool = pool_of(Gate(), 1, listener=Bad(raises))
     settle()

@@ -241,7 +241,7 @@ class _Transaction(Use):
     ) -> None:
         conn = self._item
         # Put back in the block it may be another's by now, and so his transaction.
-        if error is None and (self.out() or conn.closed):
+        if conn is not MISSING and error is None and (self.out() or conn.closed):
             try:
                 # Where nothing is to be committed that would do nothing, but take a while.
                 if _in_transaction(conn) or conn._pipeline is not None or conn._tpc is not None:

@@ -16,7 +16,7 @@ from gevent import spawn_raw
 from gevent.monkey import get_original
 
 from gpools._closing import Closing
-from gpools._fast import MISSING, Item, Missing
+from gpools._fast import ENTERED, MISSING, ONE_BLOCK, Item, Missing
 from gpools._holders import Hold
 from gpools._within import within
 from gpools.connection import (
@@ -204,7 +204,7 @@ class DistributedTokenPool(Closing):
 
         *timeout* as in `get`.
         """
-        use = Item()
+        use = _Use()
         use._pool, use._timeout, use._item = self, timeout, MISSING
         return use
 
@@ -339,6 +339,21 @@ def _bury_the_dead(member: Member) -> None:
     from gpools.fleet._reclaim import bury_the_dead
 
     bury_the_dead(member)
+
+
+class _Use(Item):
+    """One ``with pool.item()`` block, where a *timeout* of None is not the pool's."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Token:
+        timeout = self._timeout
+        if timeout is ENTERED:
+            raise RuntimeError(ONE_BLOCK)
+        self._timeout = ENTERED
+        token: Token = self._pool.get(timeout=timeout)
+        self._item = token
+        return token
 
 
 def _require_count(name: str, value: object, least: int) -> None:
