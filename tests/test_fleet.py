@@ -267,6 +267,25 @@ def test_closed_gives_everything_back_and_refuses(fleet, redis_server, name):
     a.close()
 
 
+def test_closed_by_one_who_is_served_refuses_who_was_to_be_served_next(
+    fleet, redis_server, name
+):
+    """They were granted tokens in the same reply, and had not run yet."""
+    pool = fleet(redis_server, name, 1)
+    held = pool.get()
+
+    def user():
+        pool.get()
+        pool.close()
+
+    waiters = [spawn(user) for _ in range(4)]
+    until(lambda: pool.stats().waiting == 4)
+    pool.resize(5)
+    gevent.joinall(waiters, timeout=2)
+    assert [type(one.exception) for one in waiters] == [type(None)] + 3 * [PoolClosed]
+    assert held.lost
+
+
 def test_one_connection_for_all_pools_of_a_server(fleet, redis_server, name):
     pools = [fleet(redis_server, f"{name}.{n}", 5) for n in range(4)]
     held = [(pool, pool.get()) for pool in pools for _ in range(3)]

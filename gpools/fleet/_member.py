@@ -259,10 +259,15 @@ class Member:
     def close(self, refusal: Callable[[], Exception]) -> AsyncResult[Any]:
         """Refuse all, and begin to give everything back."""
         self.refusal = refusal
-        self._refuse_waiters(refusal)
         wids = [*self.waiters, *self.cancels][:AT_ONCE]
         result: AsyncResult[Any] = AsyncResult()
         self._lose("the pool is closed")
+        # Who has been granted a token, but not run yet, is refused like the others.
+        self.deliveries.clear()
+        self.grants = 0
+        for waiter in self.waiters.values():
+            waiter.granted = False
+        self._refuse_waiters(refusal)
         for waiting in (*self.resized, *self.running, *(asked for _, asked in self.asked)):
             waiting.set_exception(refusal())
         self.running.clear()
