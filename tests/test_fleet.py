@@ -286,6 +286,17 @@ def test_closed_by_one_who_is_served_refuses_who_was_to_be_served_next(
     assert held.lost
 
 
+def test_closed_while_it_tells_the_server_anew_it_leaves_all_the_same(fleet, redis_server, name):
+    """Its tokens used to be missing for a lease."""
+    a, b = (fleet(redis_server, name, 1, lease=30.0) for _ in range(2))
+    b.stats()
+    a.get()
+    a._member().resync()
+    a.close()
+    b.put(b.get(timeout=5))
+    assert len(b.stats().members) == 1
+
+
 def test_one_connection_for_all_pools_of_a_server(fleet, redis_server, name):
     pools = [fleet(redis_server, f"{name}.{n}", 5) for n in range(4)]
     held = [(pool, pool.get()) for pool in pools for _ in range(3)]

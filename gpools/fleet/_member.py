@@ -271,7 +271,8 @@ class Member:
         for waiting in (*self.resized, *self.running, *(asked for _, asked in self.asked)):
             waiting.set_exception(refusal())
         self.running.clear()
-        if self.ready and self.link is not None:
+        if self.link is not None and self.link.up:
+            # Also with a sync on its way, which the server hears first.
             self._run(["leave", self.process, self.generation, *wids], result)
         else:
             result.set(None)

@@ -324,7 +324,7 @@ class DistributedTokenPool(Closing):
 
     def _say_goodbye(self) -> None:
         member = self._member_now
-        if member is not None and member.ready and not member.abandoned:
+        if member is not None and not member.abandoned:
             member.close(partial(closed_error, self.name))
 
 
