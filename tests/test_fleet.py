@@ -31,6 +31,7 @@ from gpools import (
 )
 from gpools.fleet import DistributedTokenPool, _link, _member
 from gpools.fleet._link import Refused
+from tests.cooperative import cooperative  # noqa: F401
 from tests.fleets import RIGHTS, without, without_in_script
 from tests.servers import RedisServer, free_port
 from tests.waiting import settle, spawn, until
@@ -1024,6 +1025,36 @@ def test_a_forked_child_does_not_spin_on_what_it_inherited(fleet, redis_server, 
         return loop.iteration - before
 
     assert in_child(sleep) < 100
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_while_it_connects_the_child_writes_nothing(fleet, name, monkeypatch, cooperative):
+    """The child has a copy of the greenlet, which would shake hands beside the parent's."""
+    monkeypatch.setattr(_link, "is_module_patched", lambda name: True)
+    gate, connect = gevent.event.Event(), redis.Connection._connect
+
+    def connect_slowly(conn):
+        sock = connect(conn)
+        gate.wait()
+        return sock
+
+    def child():
+        gate.set()
+        settle()
+
+    monkeypatch.setattr(redis.Connection, "_connect", connect_slowly)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pool = fleet(f"redis://127.0.0.1:{listener.getsockname()[1]}", name, lease=60.0)
+        getting = spawn(pool.get)
+        until(gate.linkcount)
+        with listener.accept()[0] as conn:
+            assert in_child(child) is None
+            with pytest.raises(BlockingIOError):
+                conn.recv(100, socket.MSG_DONTWAIT)
+            gate.set()
+            settle()
+            assert conn.recv(100, socket.MSG_DONTWAIT).count(b"HELLO") == 1
+        getting.kill()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -17,6 +17,7 @@ import ssl
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from random import random
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from gevent.monkey import is_module_patched
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gpools._fork import abandon
+from gpools._fork import abandon, making
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._redis_connection import NO_NOTICES
 from gpools.errors import PoolError
@@ -255,7 +256,7 @@ class Link:
         try:
             with Timeout(2 * limit, late):
                 if is_module_patched("socket"):
-                    hello = _shake_hands(conn)
+                    hello = making(partial(_shake_hands, conn))
                 else:  # redis-py blocks, so not here
                     hello = self.hub.threadpool.apply(_shake_hands, (conn,))
             if isinstance(hello, Exception):
