@@ -268,9 +268,7 @@ def test_closed_gives_everything_back_and_refuses(fleet, redis_server, name):
     a.close()
 
 
-def test_closed_by_one_who_is_served_refuses_who_was_to_be_served_next(
-    fleet, redis_server, name
-):
+def test_closed_by_one_who_is_served_refuses_who_was_to_be_served_next(fleet, redis_server, name):
     """They were granted tokens in the same reply, and had not run yet."""
     pool = fleet(redis_server, name, 1)
     held = pool.get()
@@ -827,6 +825,58 @@ def test_unavailable_with_a_safe_capacity(fleet, start_server, name):
     until(lambda: empty(a))
 
 
+@pytest.mark.parametrize("how", ["wait", "raise", 1])
+def test_a_server_that_answers_with_errors_is_out_of_reach(fleet, start_server, name, how):
+    """It has no memory left, or may not write: connecting to it succeeds."""
+    server = start_server(RedisServer)
+    pool = fleet(server, name, 8, lease=60.0, on_unavailable=how)
+    held = pool.get(timeout=5)
+    server.call("CONFIG", "SET", "maxmemory", 1)
+    waiter = spawn(pool.get)
+    until(lambda: pool._member().failed)
+    if how == "raise":
+        with pytest.raises(PoolUnavailable, match="OOM"):
+            waiter.get(timeout=5)
+        with pytest.raises(PoolUnavailable, match="OOM"):
+            pool.resize(3)
+    elif how == 1:
+        pool.put(held)
+        held = waiter.get(timeout=5)
+        assert held.fence is None
+        assert not held.valid  # the server does not count it yet
+    else:
+        with pytest.raises(PoolUnavailable, match="OOM"):
+            pool.get(block=False)
+    server.call("CONFIG", "SET", "maxmemory", 0)
+    if how == "wait":
+        pool.put(waiter.get(timeout=15))
+    until(lambda: pool._member().ready, timeout=15)
+    assert held.valid
+    pool.put(held)
+    until(lambda: empty(pool))
+    assert pool.max_size == 8
+
+
+def test_a_pool_that_is_refused_cuts_others_off_once(fleet, start_server, name):
+    """They were on one connection, which was given up each time that it was refused again."""
+    server = start_server(RedisServer)
+    url = acl_user(server, f"~gp:{{{name}}}*", "&gp:*", "+@all")
+    pool, refused = fleet(url, name), fleet(url, f"{name} not")
+    pool.put(pool.get(timeout=5))
+    link = pool._member().link
+    for _ in range(3):
+        with pytest.raises(Refused):
+            refused.get(timeout=5)
+        refused._member().failed = None
+    until(lambda: refused._member().failed)
+    pool.put(pool.get(timeout=5))
+    assert pool._member().link is link
+    assert link.connections <= 2
+    acl_user(server, "~gp:*", "&gp:*", "+@all")
+    until(lambda: refused._member().ready)
+    refused.put(refused.get(timeout=5))
+
+
 def test_without_its_room_the_safe_capacity_has_no_end(fleet, name, monkeypatch):
     """The first negative control of the test above."""
     room = "room = safe - len(self.out) - self.grants"
@@ -1027,8 +1077,9 @@ def test_a_forked_child_does_not_spin_on_what_it_inherited(fleet, redis_server, 
     assert in_child(sleep) < 100
 
 
+@pytest.mark.usefixtures("cooperative")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_forked_while_it_connects_the_child_writes_nothing(fleet, name, monkeypatch, cooperative):
+def test_forked_while_it_connects_the_child_writes_nothing(fleet, name, monkeypatch):
     """The child has a copy of the greenlet, which would shake hands beside the parent's."""
     monkeypatch.setattr(_link, "is_module_patched", lambda name: True)
     gate, connect = gevent.event.Event(), redis.Connection._connect

@@ -129,9 +129,10 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
 class Link:
     """One connection, kept up while it has members."""
 
-    def __init__(self, source: Source, address: tuple[str, int] | None) -> None:
+    def __init__(self, source: Source, address: tuple[str, int] | None, alone: str | None) -> None:
         self.source = source
         self.address = address  # of a node of a cluster, where it is not the source's own
+        self.alone = alone  # the one member that it is for
         self.hub = get_hub()
         self.members: dict[bytes, Member] = {}  # by channel
         self.publish = b"PUBLISH"
@@ -155,12 +156,14 @@ class Link:
         self._out = bytearray()  # what the kernel would not take yet
 
     @classmethod
-    def of(cls, source: Source, address: tuple[str, int] | None = None) -> Link:
-        """Return the link of this hub to that server."""
-        key = (id(get_hub()), source.key, address)
+    def of(
+        cls, source: Source, address: tuple[str, int] | None = None, alone: str | None = None
+    ) -> Link:
+        """Return the link of this hub to that server, or one that is for *alone* only."""
+        key = (id(get_hub()), source.key, address, alone)
         link = _links.get(key)
         if link is None:
-            link = _links[key] = cls(source, address)
+            link = _links[key] = cls(source, address, alone)
         return link
 
     def join(self, member: Member) -> None:
@@ -183,7 +186,7 @@ class Link:
                 self._write(packed(word, *member.channels))
         else:
             self._close()
-            _links.pop((id(self.hub), self.source.key, self.address), None)
+            _links.pop((id(self.hub), self.source.key, self.address, self.alone), None)
 
     def run(self, count: int, words: bytes, heard: Callable[[Any], None]) -> None:
         """Have the server run the script; *heard* gets the reply.

@@ -75,7 +75,8 @@ class Token:
     def valid(self) -> bool:
         """Whether the server still counts it for us; no I/O, never switches."""
         member = self._member
-        return not self.lost and self in member.out and clock() < member.deadline
+        counted = self.fence is not None or member.ready
+        return counted and not self.lost and self in member.out and clock() < member.deadline
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else "valid" if self.valid else "not valid"
@@ -125,6 +126,7 @@ class Member:
         if settings.keep:
             self.channels += (key + b":r",)
         self.link: Link | None = None
+        self.alone = False  # on a link of its own, for it was refused
         self.generation = 0
         self.ready = False  # the server knows us, in this generation
         self.failed: Exception | None = None  # why connecting failed, until it succeeds
@@ -240,6 +242,8 @@ class Member:
 
     def resize(self, new_size: int) -> AsyncResult[None]:
         """Ask for another size; the result comes when the server has it."""
+        if self.failed is not None and not self.ready:
+            self._refuse_newcomer(True)
         result: AsyncResult[None] = AsyncResult()
         self.new_size = new_size
         self.resized.append(result)
@@ -345,11 +349,10 @@ class Member:
             self._relink(None)
         if isinstance(error, Refused):
             self._refuse_waiters(lambda: Refused(str(error)))
-            for result in self.resized:
-                result.set_exception(error)
-            self.resized, self.new_size = [], None
+            self._refuse_to_resize(error)
         elif self.settings.on_unavailable == "raise":
             self._refuse_waiters(lambda: _unavailable(self.settings.name, error))
+            self._refuse_to_resize(_unavailable(self.settings.name, error))
         else:
             self._refuse_waiters(
                 lambda: _unavailable(self.settings.name, error), lambda w: not w.patient
@@ -458,7 +461,7 @@ class Member:
         if flight is not self.flying or self.link is None:
             return
         if not isinstance(reply, bytes) or not reply.startswith(b"ok"):
-            self._denied(reply)
+            self._denied(flight, reply)
             return
         now = clock()
         if not flight.sync and now >= self.deadline:
@@ -506,16 +509,22 @@ class Member:
         if self._heartbeat < self._armed or (self.waiters and self._look < self._armed):
             self._arm()
 
-    def _denied(self, reply: Any) -> None:
-        assert self.link is not None
+    def _denied(self, flight: Flight, reply: Any) -> None:
+        link = self.link
+        assert link is not None
         if isinstance(reply, ServerError):
             error = trouble(reply)
-            if isinstance(error, Refused):
-                self.link_down(error, tried=True)
             if isinstance(error, Moved):
                 self._relink(error.address)
-            else:
-                self.link.fail(error)
+                return
+            if isinstance(error, Refused) and not self.alone:
+                # What this pool may not do must not cut the others off time and again.
+                self.alone = True
+                self._relink(None)
+            if flight.sync or isinstance(error, Refused):
+                self.link_down(error, tried=True)  # it is there, but of no use
+            if link.members:
+                link.fail(error)
             return
         if reply == b"gone":
             self._lose("the server did not know this process any more")
@@ -686,6 +695,11 @@ class Member:
                 waiter.granted = True
                 self._deliver(waiter.wid, error())
 
+    def _refuse_to_resize(self, error: Exception) -> None:
+        for result in self.resized:
+            result.set_exception(error)
+        self.resized, self.new_size = [], None
+
     # Losing.
 
     def _lapse(self) -> None:
@@ -719,7 +733,7 @@ class Member:
         self.ready = False
         if self.link is not None:
             self.link.part(self)
-        self.link = Link.of(self.source, address)
+        self.link = Link.of(self.source, address, self.process if self.alone else None)
         self.link.join(self)
 
     # Timing.
