@@ -984,6 +984,29 @@ def test_kept_tokens_go_when_a_reconnected_waiter_comes(fleet, redis_server, nam
     b.put(b.get(timeout=1))
 
 
+def test_kept_tokens_go_when_the_size_shrinks(fleet, redis_server, name):
+    """Taken again and again, they were more than the new size for as long as nobody waited."""
+    a, b = fleet(redis_server, name, 5, lease=60.0, keep=5), fleet(redis_server, name, 5)
+    [a.put(token) for token in [a.get() for _ in range(5)]]
+    assert used(a) == 5
+    b.resize(2)
+    until(lambda: used(b) == 0)
+    held = [a.get(block=False) for _ in range(2)]
+    with pytest.raises(PoolTimeout):
+        a.get(block=False)
+    [a.put(token) for token in held]
+
+
+def test_kept_tokens_go_when_the_size_shrank_while_cut_off(fleet, redis_server, name, monkeypatch):
+    a, b = fleet(redis_server, name, 5, lease=60.0, keep=5), fleet(redis_server, name, 5)
+    [a.put(token) for token in [a.get() for _ in range(5)]]
+    assert used(a) == 5
+    monkeypatch.setattr(a._member(), "pushed", lambda *message: None)
+    b.resize(2)
+    a._member().link.fail(ConnectionError("cut"))
+    until(lambda: used(b) == 0)
+
+
 # Fork.
 
 

@@ -144,7 +144,7 @@ class Member:
         # Of those out that may yet be held for too long, in order: since when, by whom.
         self.holds: OrderedDict[Token, tuple[float, ref[greenlet]]] = OrderedDict()
         self.kept: deque[Token] = deque()
-        self.wanted = False  # somebody waits somewhere: nothing is kept
+        self.wanted = False  # somebody waits somewhere, or too many are out: nothing is kept
         self.unsent = 0  # tokens that came back and the server still counts
         self.waiters: OrderedDict[int, Waiter] = OrderedDict()  # by wid, in order of arrival
         self.new: deque[int] = deque()  # wids that the server does not know
@@ -498,7 +498,7 @@ class Member:
             resized, self.resized = self.resized, []
             for result in resized:
                 result.set(None)
-        self.wanted = self.queued > 0
+        self.wanted = self.queued > 0 or self.used > self.size
         if self.wanted:
             self._recalled()
         if self.asked:

@@ -317,7 +317,7 @@ if held ~= noted then
 end
 save()
 
-if queued > 0 and queued_before == 0 then
+if queued > 0 and queued_before == 0 or new_size ~= '' and pool.used > pool.size then
   call(publish, H .. ':r', 'recall')
 end
 local soon = pool.due - pool.clock
