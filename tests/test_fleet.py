@@ -195,6 +195,14 @@ def test_another_max_size_is_logged_and_does_not_count(fleet, redis_server, name
     assert b.max_size == 3
 
 
+def test_a_lease_that_microseconds_cannot_tell_is_no_other_one(fleet, redis_server, name, caplog):
+    pool = fleet(redis_server, name, 2**53, lease=10 / 3, grace=1 / 3)
+    pool.put(pool.get())
+    until(lambda: empty(pool))
+    assert (pool.max_size, pool.free()) == (2**53, 2**53)
+    assert not caplog.text
+
+
 def test_the_hubs_own_greenlet_cannot_wait(fleet, redis_server, name):
     pool = fleet(redis_server, name)
     failed = []
@@ -232,6 +240,9 @@ def test_another_thread_is_refused(fleet, redis_server, name):
         ({"max_size": 0}, ValueError),
         ({"max_size": 2.5}, TypeError),
         ({"lease": 0}, ValueError),
+        ({"lease": 1e-7}, ValueError),
+        ({"name": "\ud800"}, ValueError),
+        ({"max_size": 2**53 + 1}, ValueError),
         ({"lease": None}, ValueError),
         ({"grace": -1}, ValueError),
         ({"grace": float("inf")}, ValueError),

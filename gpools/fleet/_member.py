@@ -565,7 +565,8 @@ class Member:
     def _compare_settings(self) -> None:
         ours = self.settings
         theirs = (self.size, self.lease, self.grace)
-        if self.new_size is None and theirs != (ours.max_size, ours.lease, ours.grace):
+        stored = (ours.max_size, round(ours.lease, 6), round(ours.grace, 6))
+        if self.new_size is None and theirs != stored:
             if not self.told:
                 spawn_raw(
                     log.warning,

@@ -32,6 +32,9 @@ from gpools.fleet._watch import FleetStats, fleet_stats
 
 __all__ = ["DistributedTokenPool"]
 
+SHORTEST = 0.001  # seconds of a lease
+MOST = 2**53  # Redis counts in floating point
+
 current_thread: Callable[[], int] = get_original("_thread", "get_ident")
 
 
@@ -109,12 +112,15 @@ class DistributedTokenPool(Closing):
             raise TypeError(f"name must be a string, not {name!r}")
         if not name or "{" in name or "}" in name:
             raise ValueError(f"name is {name!r} but must not be empty nor have braces")
+        name.encode()  # raises for half a surrogate pair
         _require_count("max_size", max_size, 1)
         _require_count("keep", keep, 0)
         _require_positive(lease=lease, leak_after=leak_after)
         _require_not_negative(timeout=timeout, grace=grace)
         if lease is None or not isfinite(lease) or not isfinite(grace or 0.0):
             raise ValueError("lease and grace must be finite numbers of seconds")
+        if lease < SHORTEST:
+            raise ValueError(f"lease is {lease} but must be at least {SHORTEST} seconds")
         if on_unavailable not in ("wait", "raise"):
             _require_count("on_unavailable", on_unavailable, 0)
         if on_lost is not None and not callable(on_lost):
@@ -346,6 +352,8 @@ def _require_count(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{name} is {value} but must be at least {least}")
+    if value > MOST:
+        raise ValueError(f"{name} is {value} but must be at most {MOST}")
 
 
 _pools: WeakSet[DistributedTokenPool] = WeakSet()
