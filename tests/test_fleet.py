@@ -795,6 +795,27 @@ def test_a_blocked_hub_is_a_lost_lease_and_is_said(fleet, redis_server, name, ca
     until(lambda: empty(pool))
 
 
+def test_granted_in_a_sync_that_is_older_than_a_lease_is_refused(
+    fleet, redis_server, name, monkeypatch
+):
+    """Stopped with the answer in hand, it cannot know whose the token is by now."""
+    client = SimpleNamespace(url=redis.Redis(port=redis_server.port))  # not connected yet
+    a, b = fleet(client, name, 1, lease=0.5), fleet(redis_server, name, 1, lease=0.5)
+    b.stats()
+    answered = _member.Member._answered
+
+    def answered_late(member, flight, reply):
+        if member is a._member_now and member.generation == 1:
+            assert flight.wants
+            time.sleep(0.6)  # not gevent's
+        answered(member, flight, reply)
+
+    monkeypatch.setattr(_member.Member, "_answered", answered_late)
+    token = a.get(timeout=5)
+    assert a._member().generation > 1
+    a.put(token)
+
+
 def test_unavailable_and_loud(fleet, name):
     pool = fleet(f"redis://127.0.0.1:{free_port()}", name, on_unavailable="raise")
     for _ in range(2):

@@ -474,6 +474,9 @@ class Member:
         )
         self.lease, self.grace = lease / 1e6, grace / 1e6
         self.deadline = flight.sent + SAFE * self.lease
+        if now >= self.deadline:
+            self._lapse()  # stopped while it was on its way: the grants may be others' by now
+            return
         self._heartbeat = flight.sent + self.lease / 3
         self._look = now + soon / 1e6 + JITTER * random()
         given_up = flight.sync and self._synced(words[11], int(words[12]))
