@@ -61,6 +61,9 @@ def used(pool):
         return pool.stats().used
 
 
+SLOTS = [0, 5461, 10923, 16384]  # where those of each node begin
+
+
 class ClusterNode(RedisServer):
     def __init__(self):
         super().__init__(config={"cluster-enabled": "yes", "cluster-node-timeout": "1000"})
@@ -72,9 +75,8 @@ def cluster():
     if reason:
         pytest.skip(reason)
     nodes = [ClusterNode().start() for _ in range(3)]
-    bounds = [0, 5461, 10923, 16384]
     for n, node in enumerate(nodes):
-        node.call("CLUSTER", "ADDSLOTSRANGE", bounds[n], bounds[n + 1] - 1)
+        node.call("CLUSTER", "ADDSLOTSRANGE", SLOTS[n], SLOTS[n + 1] - 1)
         node.call("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
     until(lambda: all("cluster_state:ok" in node.call("CLUSTER", "INFO") for node in nodes), 30)
     yield nodes
@@ -126,8 +128,7 @@ def test_a_slot_that_moves_takes_the_pool_with_it(fleet, cluster):
     held = a.get()
     slot = cluster[0].call("CLUSTER", "KEYSLOT", f"gp:{{{name}}}")
     ids = [node.call("CLUSTER", "MYID") for node in cluster]
-    bounds = [5461, 10923, 16384]
-    source = next(n for n, bound in enumerate(bounds) if slot < bound)
+    source = next(n for n in range(3) if slot < SLOTS[n + 1])
     target = (source + 1) % 3
     cluster[target].call("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
     cluster[source].call("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
@@ -140,6 +141,72 @@ def test_a_slot_that_moves_takes_the_pool_with_it(fleet, cluster):
     until(lambda: used(b) == 1 and used(a) == 1, timeout=20)
     a.put(held)
     hand_over(a, b)
+
+
+def name_on(cluster, owner):
+    """Find a name whose slot is the *owner*'s, unless it was moved."""
+    while True:
+        name = next(names)
+        slot = cluster[0].call("CLUSTER", "KEYSLOT", f"gp:{{{name}}}")
+        if SLOTS[owner] <= slot < SLOTS[owner + 1]:
+            return name
+
+
+def test_in_a_cluster_a_replica_leads_to_the_owner_and_can_become_it(fleet, cluster, start_server):
+    master, replica = cluster[0], start_server(ClusterNode)
+    master_id = master.call("CLUSTER", "MYID")
+    master.call("CONFIG", "SET", "repl-diskless-sync-delay", 0)
+    replica.call("CLUSTER", "MEET", "127.0.0.1", master.port)
+    until(lambda: master_id in replica.call("CLUSTER", "NODES"), timeout=30)
+    replica.call("CLUSTER", "REPLICATE", master_id)
+    until(lambda: "master_link_status:up" in replica.call("INFO", "replication"), timeout=30)
+    until(lambda: all(node.call("CLUSTER", "REPLICAS", master_id) for node in cluster), timeout=30)
+    name = name_on(cluster, 0)
+    a, b = fleet(replica.url, name), fleet(cluster[1].url, name)
+    hand_over(a, b)
+    held = a.get()
+    replica.call("CLUSTER", "FAILOVER")
+    until(lambda: is_master(replica) and not is_master(master), timeout=30)
+    until(lambda: used(b) == 1 and used(a) == 1, timeout=20)
+    a.put(held)
+    hand_over(a, b)
+    hand_over(fleet(master.url, name), a)
+    master.call("CLUSTER", "FAILOVER")
+    until(lambda: is_master(master) and not is_master(replica), timeout=30)
+    hand_over(a, b)
+
+
+def test_a_cluster_client_leads_there_without_the_node_that_it_was_made_with(fleet, cluster):
+    client = redis.RedisCluster(host="127.0.0.1", port=cluster[2].port)
+    for node in cluster:
+        node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    port = client.get_default_node().port
+    default = next(n for n, node in enumerate(cluster) if node.port == port)
+    owner = (default + 1) % 3
+    name = name_on(cluster, owner)
+    cluster[default].kill9()
+    try:
+        hand_over(fleet(client, name), fleet(cluster[owner].url, name))
+    finally:
+        cluster[default].start()
+        client.close()
+
+
+def test_an_owner_that_is_gone_is_asked_for_less_and_less_often(fleet, cluster):
+    """Another node sent us there, and from there we went back to the other node, at once."""
+    for node in cluster:
+        node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    pool = fleet(cluster[1].url, name_on(cluster, 0))
+    pool.put(pool.get(timeout=10))
+    cluster[0].kill9()
+    try:
+        before = cluster[1].stats()["accepted"]
+        until(lambda: pool._member().failed)
+        gevent.sleep(1)
+        assert cluster[1].stats()["accepted"] - before < 20
+    finally:
+        cluster[0].start()
+    pool.put(pool.get(timeout=20))
 
 
 class SentinelServer(RedisServer):

@@ -18,7 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from random import random
+from random import choice, random
 from typing import Any, Protocol
 
 import redis
@@ -78,6 +78,8 @@ class Source:
     """How to connect: what a redis-py client or a URL says."""
 
     def __init__(self, client_or_url: Any) -> None:
+        self.trouble: str | None = None  # that was logged, until it is over
+        self._cluster: redis.RedisCluster | None = None
         if isinstance(client_or_url, str):
             self.pool: Any = redis.ConnectionPool.from_url(client_or_url)
             self.key: object = client_or_url
@@ -87,7 +89,7 @@ class Source:
             kwargs.update(host=node.host, port=node.port)
             self.pool = redis.Redis(**_plain(kwargs)).connection_pool
             self.key = id(client_or_url)
-            self._kept = client_or_url  # so that its id stays its own
+            self._cluster = client_or_url
         else:
             pool = getattr(client_or_url, "connection_pool", None)
             if not hasattr(pool, "connection_class"):
@@ -112,6 +114,10 @@ class Source:
             health_check_interval=0,
             decode_responses=False,
         )
+        if address is None and self._cluster is not None:
+            # Any: the one that it was made with may be gone, and each leads to the owner.
+            node = choice(self._cluster.get_nodes())  # type: ignore[no-untyped-call]
+            address = (node.host, node.port)
         if address is not None:
             kwargs["host"], kwargs["port"] = address
         connection_class = self.pool.connection_class
@@ -142,7 +148,6 @@ class Link:
         self._connector: Any = None  # greenlet, while there is no connection
         self._failures = 0  # in a row, of connecting or before the first answer
         self._proven = False  # the script has answered on this connection
-        self._last: str | None = None
         self._conn: Any = None  # redis-py's, which has the socket
         self._sock: Any = None
         self._watchers: tuple[Any, ...] = ()
@@ -175,6 +180,11 @@ class Link:
             member.link_up()
         elif self._connector is None:
             self._connector = spawn_raw(self._connect)
+
+    def hesitate(self, failures: int) -> None:
+        """Pause before connecting as after so many failures; the member comes from elsewhere."""
+        if not self.up:
+            self._failures = max(self._failures, failures)
 
     def part(self, member: Member) -> None:
         """Serve *member* no more; without members there is no connection."""
@@ -308,8 +318,8 @@ class Link:
 
     def _note(self, error: Exception) -> None:
         # Once for each kind of trouble; by another greenlet, for a handler may wait.
-        if not isinstance(error, Moved) and self._last != type(error).__name__:
-            self._last = type(error).__name__
+        if not isinstance(error, Moved) and self.source.trouble != type(error).__name__:
+            self.source.trouble = type(error).__name__
             spawn_raw(log.warning, "the connection of a fleet pool is down: %s", str(error))
 
     # Reading and writing, in the hub or without switching.
@@ -405,7 +415,7 @@ class Link:
                 self._write(b"*%d\r\n%b%b" % (count + 2, whole, words))
                 return
         elif not self._proven:
-            self._proven, self._failures, self._last = True, 0, None
+            self._proven, self._failures, self.source.trouble = True, 0, None
         heard(reply)
 
 
@@ -457,10 +467,11 @@ def _publish_command(hello: dict[Any, Any]) -> bytes:
             "this is a Sentinel, which keeps no data; give a fleet pool "
             "redis.Sentinel(...).master_for(service)"
         )
-    if hello.get("role") in ("replica", "slave"):
-        raise ConnectionError("the server is a replica, which grants nothing")
     if hello.get("mode") != "cluster":
+        if hello.get("role") in ("replica", "slave"):
+            raise ConnectionError("the server is a replica, which grants nothing")
         return b"PUBLISH"
+    # Here a replica, too, tells who owns the slot.
     if hello.get("server") == "redis" and int(str(hello["version"]).split(".")[0]) < 7:
         raise Refused("in a cluster a fleet pool needs Redis 7 or newer, for SPUBLISH")
     return b"SPUBLISH"

@@ -126,6 +126,7 @@ class Member:
         if settings.keep:
             self.channels += (key + b":r",)
         self.link: Link | None = None
+        self.relinks = 0  # so often sent from node to node, since the server knew us
         self.alone = False  # on a link of its own, for it was refused
         self.generation = 0
         self.ready = False  # the server knows us, in this generation
@@ -537,7 +538,7 @@ class Member:
         """Tell whether tokens that nobody has yet were lost."""
         lost = self._lost_by_sync(epoch, knew)
         self.epoch = epoch
-        self.ready, self.failed = True, None
+        self.ready, self.failed, self.relinks = True, None, 0
         self._compare_settings()
         if not lost:
             return False
@@ -738,6 +739,8 @@ class Member:
         if self.link is not None:
             self.link.part(self)
         self.link = Link.of(self.source, address, self.process if self.alone else None)
+        self.link.hesitate(self.relinks)
+        self.relinks += 1
         self.link.join(self)
 
     # Timing.
