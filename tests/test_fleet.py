@@ -19,6 +19,7 @@ import gevent.event
 import gevent.os
 import pytest
 import redis
+import redis.asyncio
 
 from gpools import (
     HubWouldBlock,
@@ -253,6 +254,7 @@ def test_another_thread_is_refused(fleet, redis_server, name):
         ({"on_leak": print}, ValueError),
         ({"on_unavailable": "cry"}, TypeError),
         ({"client_or_url": 3}, TypeError),
+        ({"client_or_url": redis.asyncio.Redis()}, TypeError),
         ({"client_or_url": "http://nowhere"}, ValueError),
     ],
 )

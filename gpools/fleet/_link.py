@@ -18,6 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from inspect import iscoroutinefunction
 from random import choice, random
 from typing import Any, Protocol
 
@@ -92,7 +93,8 @@ class Source:
             self._cluster = client_or_url
         else:
             pool = getattr(client_or_url, "connection_pool", None)
-            if not hasattr(pool, "connection_class"):
+            connect = getattr(getattr(pool, "connection_class", None), "connect", None)
+            if connect is None or iscoroutinefunction(connect):
                 raise TypeError(
                     "a fleet pool needs a redis.Redis, a redis.RedisCluster or a URL, "
                     f"not {type(client_or_url).__name__}"
