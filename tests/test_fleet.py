@@ -298,6 +298,23 @@ def test_closed_by_one_who_is_served_refuses_who_was_to_be_served_next(fleet, re
     assert held.lost
 
 
+def test_closed_in_the_hub_it_leaves_without_waiting(fleet, redis_server, name):
+    """A handler of a signal runs there, if the program is idle."""
+    pool, other = (fleet(redis_server, name, 1, lease=30.0) for _ in range(2))
+    pool.get()
+    closing = []
+
+    def close():
+        try:
+            closing.append(pool.close())
+        except BaseException as error:
+            closing.append(error)
+
+    gevent.get_hub().loop.run_callback(close)
+    assert until(lambda: closing) == [None]
+    other.put(other.get(timeout=5))
+
+
 def test_closed_while_it_tells_the_server_anew_it_leaves_all_the_same(fleet, redis_server, name):
     """Its tokens used to be missing for a lease."""
     a, b = (fleet(redis_server, name, 1, lease=30.0) for _ in range(2))

@@ -187,7 +187,7 @@ def test_a_long_reply_is_read_once_however_it_is_cut(monkeypatch):
     monkeypatch.setattr(Replies, "_one", lambda parser: read.append(1) or one(parser))
     stream = packed(*["word"] * 500, *[packed("x")] * 500)
     parser, pieces = Replies(), range(0, len(stream), 50)
-    [reply] = sum((parser.feed(stream[i : i + 50]) for i in pieces), [])
+    [reply] = [one for i in pieces for one in parser.feed(stream[i : i + 50])]
     assert len(reply) == 1000
     assert len(read) <= 1001 + len(pieces)
 

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Literal
 from weakref import WeakSet, finalize
 
-from gevent import spawn_raw
+from gevent import getcurrent, spawn_raw
 from gevent.monkey import get_original
 
 from gpools._closing import Closing
@@ -254,8 +254,8 @@ class DistributedTokenPool(Closing):
         """Give everything back, and refuse all gets from now on.
 
         Who waits gets `PoolClosed`; tokens that are out are `lost`.  Waits up to
-        a second for the server to have noted it.  Closing twice is fine.  May
-        switch.
+        a second for the server to have noted it, but in the hub's own greenlet,
+        where a signal handler may run.  Closing twice is fine.  May switch.
         """
         self._belong_here()
         self._closed = True
@@ -264,7 +264,8 @@ class DistributedTokenPool(Closing):
             return
         result = member.close(partial(closed_error, self.name))
         try:
-            result.wait(GOODBYE)
+            if getcurrent() is not member.hub:  # which a signal handler may be, and cannot wait
+                result.wait(GOODBYE)
         finally:
             member.end()
 
