@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from gevent.monkey import get_original
 
 from gpools._closing import Closing
 from gpools._fast import MISSING, Item, Missing
+from gpools._fork import before_pools
 from gpools._holders import Hold
 from gpools._within import within
 from gpools.connection import (
@@ -373,5 +373,5 @@ def _at_exit() -> None:
             pool._say_goodbye()
 
 
-os.register_at_fork(after_in_child=_in_child)
+before_pools.append(_in_child)  # which give tokens back to what may be theirs
 atexit.register(_at_exit)
