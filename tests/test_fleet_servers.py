@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import select
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -428,6 +430,40 @@ def test_the_command_line_shows_who_holds_and_who_waits(fleet, redis_server):
     assert str(os.getpid()) in out
     pool.put(held)
     pool.put(waiter.get(timeout=2))
+
+
+def test_the_command_line_refreshes_until_interrupted(fleet, redis_server):
+    name = next(names)
+    pool = fleet(redis_server.url, name, 3)
+    held, seen = [pool.get()], []
+    screen, terminal = os.openpty()
+    command = [sys.executable, "-m", "gpools", "fleet", redis_server.url, name, "--every", "0.05"]
+    shown = subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=terminal)
+
+    def shows(what):
+        while select.select([screen], [], [], 0)[0]:
+            seen.append(os.read(screen, 65536).decode(errors="replace"))
+        return what in "".join(seen)
+
+    until(lambda: shows("1 of 3 in use"), timeout=20)
+    held.append(pool.get())
+    until(lambda: shows("2 of 3 in use"), timeout=20)
+    shown.send_signal(signal.SIGINT)
+    until(lambda: shows("") and shown.poll() is not None, timeout=20)
+    assert shown.returncode == 0
+    for fd in (screen, terminal):
+        os.close(fd)
+    for token in held:
+        pool.put(token)
+
+
+def test_the_command_line_finds_the_owner_in_a_cluster(fleet, cluster):
+    name = next(names)
+    with fleet(cluster[0].url, name).item(timeout=10):
+        for node in cluster:
+            code, out, err = run("fleet", node.url.removesuffix("/0"), name, "--once")
+            assert (code, err) == (0, "")
+            assert "1 of 1 in use" in out
 
 
 def test_the_command_line_tells_what_is_wrong(redis_server):
