@@ -820,21 +820,19 @@ def test_granted_in_a_sync_that_is_older_than_a_lease_is_refused(
     fleet, redis_server, name, monkeypatch
 ):
     """Stopped with the answer in hand, it cannot know whose the token is by now."""
-    client = SimpleNamespace(url=redis.Redis(port=redis_server.port))  # not connected yet
-    a, b = fleet(client, name, 1, lease=0.5), fleet(redis_server, name, 1, lease=0.5)
-    b.stats()
+    pool = fleet(SimpleNamespace(url=redis.Redis(port=redis_server.port)), name, 1, lease=0.5)
     answered = _member.Member._answered
 
     def answered_late(member, flight, reply):
-        if member is a._member_now and member.generation == 1:
+        if member is pool._member_now and member.generation == 1:
             assert flight.wants
             time.sleep(0.6)  # not gevent's
         answered(member, flight, reply)
 
     monkeypatch.setattr(_member.Member, "_answered", answered_late)
-    token = a.get(timeout=5)
-    assert a._member().generation > 1
-    a.put(token)
+    token = pool.get(timeout=20)
+    assert pool._member().generation > 1
+    pool.put(token)
 
 
 def test_unavailable_and_loud(fleet, name):
