@@ -457,6 +457,15 @@ def test_who_leaves_gives_all_that_it_held_to_those_in_line(script, size):
     assert sum(len(message.split()) // 2 for message in b.heard()) == size
 
 
+def test_who_looks_for_the_dead_reads_no_line(script):
+    """With fast_reclaim every process that waits looks twice a second."""
+    a = script.wire("a")
+    script.sync(a, "a", 1, size=1)
+    script.step(a, "a", 1, 0, *wanting(*range(101)))
+    assert len(script(a, "list")[3]) == 200
+    assert len(script(a, "list", 1)[3]) == 2
+
+
 PROCESSES = ["a", "b", "c"]
 process = st.sampled_from(PROCESSES)
 

@@ -264,7 +264,7 @@ class Member:
     def close(self, refusal: Callable[[], Exception]) -> AsyncResult[Any]:
         """Refuse all, and begin to give everything back."""
         self.refusal = refusal
-        wids = [*self.waiters, *self.cancels][:AT_ONCE]
+        wids = [*self.waiters, *self.cancels]
         result: AsyncResult[Any] = AsyncResult()
         self._lose("the pool is closed")
         # Who has been granted a token, but not run yet, is refused like the others.
@@ -465,9 +465,6 @@ class Member:
             self._denied(flight, reply)
             return
         now = clock()
-        if not flight.sync and now >= self.deadline:
-            self._lapse()
-            return
         self.flying = None
         words = reply.split()
         held, self.used, self.queued, soon, base, direct, found, self.size, lease, grace = map(

@@ -23,10 +23,10 @@ local function channel(process)
   return H .. ':c:' .. process
 end
 
-if op == 'list' then
+if op == 'list' then -- and how many of those in line at most
   return {
     call('GET', H), call('HGETALL', T), call('ZRANGE', S, 0, -1, 'WITHSCORES'),
-    call('ZRANGE', Q, 0, 9999, 'WITHSCORES'), call('ZCARD', Q), call('TIME'),
+    call('ZRANGE', Q, 0, tonumber(me or 10000) - 1, 'WITHSCORES'), call('ZCARD', Q), call('TIME'),
   }
 end
 
@@ -173,11 +173,15 @@ local function dispatch()
 end
 
 local function drop_waiters(from, to)
-  local gone = {}
-  for i = from, to do
-    gone[#gone + 1] = me .. ':' .. ARGV[i]
+  local gone = 0
+  for begin = from, to, AT_ONCE do -- unpack has its limits
+    local some = {}
+    for i = begin, math.min(to, begin + AT_ONCE - 1) do
+      some[#some + 1] = me .. ':' .. ARGV[i]
+    end
+    gone = gone + call('ZREM', Q, unpack(some))
   end
-  return #gone > 0 and call('ZREM', Q, unpack(gone)) or 0
+  return gone
 end
 
 if op == 'leave' or op == 'bury' then
