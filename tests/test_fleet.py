@@ -567,6 +567,20 @@ def test_a_cut_connection_costs_neither_tokens_nor_places(fleet, redis_server, n
     until(lambda: empty(b))
 
 
+def test_who_ended_as_the_connection_was_lost_is_not_in_line(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 1, lease=30.0)
+    held, member = pool.get(), pool._member()
+    waiter = spawn(pool.get)
+    until(lambda: pool.stats().waiting == 1)
+    member.link._write, write = lambda data: None, member.link._write
+    waiter.kill()
+    until(lambda: member.flying and member.flying.cancels)
+    member.link._write = write
+    member.link.fail(ConnectionError("cut"))
+    until(lambda: waiting(pool) == 0)
+    pool.put(held)
+
+
 KEEPS_ITS_COUNT = ("local holds = tonumber(ARGV[5])", "local holds = held or tonumber(ARGV[5])")
 NO_I5 = ("if held != self._count() + self.unsent:", "if False:")
 
