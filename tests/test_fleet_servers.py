@@ -48,7 +48,7 @@ def hand_over(a, b):
     waiter = spawn(b.get)
     until(lambda: waiting(a) == 1)
     a.put(token)
-    other = waiter.get(timeout=3)
+    other = waiter.get(timeout=10)
     assert other.fence > token.fence
     b.put(other)
     until(lambda: used(a) == 0)
@@ -170,29 +170,29 @@ def take_over(replica, master):
     until(done, timeout=40)
 
 
-def test_in_a_cluster_a_replica_leads_to_the_owner_and_can_become_it(fleet, cluster, start_server):
-    master, replica = cluster[0], start_server(ClusterNode)
-    master_id = master.call("CLUSTER", "MYID")
-    master.call("CONFIG", "SET", "repl-diskless-sync-delay", 0)
-    for node in (*cluster, replica):  # so that nobody takes over because another was slow
+def test_in_a_cluster_a_replica_leads_to_the_owner_and_can_become_it(fleet, start_server):
+    master, replica = nodes = start_server(ClusterNode), start_server(ClusterNode)
+    for node in nodes:  # so that nobody takes over because another was slow
         node.call("CONFIG", "SET", "cluster-replica-no-failover", "yes")
         node.call("CONFIG", "SET", "cluster-node-timeout", 15000)
+    master.call("CONFIG", "SET", "repl-diskless-sync-delay", 0)
+    master.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    until(lambda: "cluster_state:ok" in master.call("CLUSTER", "INFO"), timeout=30)
+    master_id = master.call("CLUSTER", "MYID")
     replica.call("CLUSTER", "MEET", "127.0.0.1", master.port)
     until(lambda: master_id in replica.call("CLUSTER", "NODES"), timeout=30)
     replica.call("CLUSTER", "REPLICATE", master_id)
     until(lambda: "master_link_status:up" in replica.call("INFO", "replication"), timeout=30)
-    until(lambda: all(node.call("CLUSTER", "REPLICAS", master_id) for node in cluster), timeout=30)
-    name = name_on(cluster, 0)
-    a, b = fleet(replica.url, name), fleet(cluster[1].url, name)
+    until(lambda: master.call("CLUSTER", "REPLICAS", master_id), timeout=30)
+    name = next(names)
+    a, b = fleet(replica.url, name), fleet(master.url, name)
     hand_over(a, b)
-    held = a.get()
+    held = a.get(timeout=20)
     take_over(replica, master)
-    until(lambda: used(b) == 1 and used(a) == 1, timeout=20)
+    until(lambda: used(b) == 1 and used(a) == 1, timeout=30)
     a.put(held)
     hand_over(a, b)
     hand_over(fleet(master.url, name), a)
-    take_over(master, replica)
-    hand_over(a, b)
 
 
 def test_a_cluster_client_leads_there_without_the_node_that_it_was_made_with(fleet, cluster):
