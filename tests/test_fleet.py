@@ -71,7 +71,9 @@ def name():
 
 
 def used(pool):
-    return pool.stats().used
+    """Tell how many are in use, or None while the connection is cut."""
+    with suppress(PoolUnavailable):
+        return pool.stats().used
 
 
 def empty(pool):
@@ -620,6 +622,16 @@ def test_a_flushed_script_is_sent_again(fleet, redis_server, name):
         with pool.item():
             redis_server.call("SCRIPT", "FLUSH")
     assert redis_server.stats()["accepted"] == 1
+
+
+def test_a_flushed_script_is_sent_again_for_each_call_in_its_order(fleet, redis_server, name):
+    pool = fleet(redis_server, name, 5)
+    held = [pool.get() for _ in range(3)]
+    redis_server.call("SCRIPT", "FLUSH")
+    pool.put(held[0]), pool.put(held[1])
+    asking = [spawn(pool.stats) for _ in range(3)]
+    assert [one.get(timeout=5).used for one in asking] == [1, 1, 1]
+    pool.put(held[2])
 
 
 def test_without_sending_it_again_a_flushed_script_is_the_end(
