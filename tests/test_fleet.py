@@ -712,7 +712,7 @@ MENDED = {
 @pytest.mark.parametrize("sabotage", MENDED)
 def test_mends_itself_after_sabotage(fleet, redis_server, name, sabotage):
     fleet.mismatches = 1 if sabotage == "held" else 0
-    pool, held, waiter = sabotaged(fleet, redis_server, name, sabotage, lease=0.6)
+    pool, held, waiter = sabotaged(fleet, redis_server, name, sabotage, lease=2.0)
     until(lambda: MENDED[sabotage](pool.stats()))
     pool.put(held)
     pool.put(waiter.get(timeout=2))
