@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("gpools")
 
+before_pools: list[Callable[[], None]] = []  # what else a child does, and does first
 _pools: WeakValueDictionary[int, ConnectionPool[Any]] = WeakValueDictionary()  # by id
 _kept: list[object] = []  # the parent's items, in a child
 # Who is in `making`, how often; weakly, for one that everybody has dropped is to go.
@@ -95,6 +96,11 @@ def _in_child() -> None:
             abandon((), [fileno for fileno in _sockets_of(maker) if fileno >= 0])
         except Exception:
             log.exception("what %r was connecting could not be cut off after a fork", maker)
+    for act in before_pools:
+        try:
+            act()
+        except Exception:
+            log.exception("%r failed after a fork", act)
     for pool in list(_pools.values()):
         try:
             pool._start_anew_after_fork()

@@ -181,6 +181,17 @@ def test_replies_are_cut_out_of_any_pieces(size):
     assert replies == [*expected, {b"a": 1.5}, None, None, b"hm", [0]]
 
 
+def test_a_long_reply_is_read_once_however_it_is_cut(monkeypatch):
+    """With each piece it was read again from its beginning: seconds for 10,000 members."""
+    read, one = [], Replies._one
+    monkeypatch.setattr(Replies, "_one", lambda parser: read.append(1) or one(parser))
+    stream = packed(*["word"] * 500, *[packed("x")] * 500)
+    parser, pieces = Replies(), range(0, len(stream), 50)
+    [reply] = [one for i in pieces for one in parser.feed(stream[i : i + 50])]
+    assert len(reply) == 1000
+    assert len(read) <= 1001 + len(pieces)
+
+
 def wanting(*wids):
     return ("", "", 0, *wids)
 
@@ -417,6 +428,42 @@ def test_at_most_500_are_granted_in_one_call(script):
     reply = script.step(a, "a", 1, 0, *wanting(*range(600)))
     assert (len(reply.grants), reply.queued, reply.soon) == (500, 100, 0)
     assert [wid for wid, _ in script.step(a, "a", 1).grants] == list(range(500, 600))
+
+
+def test_at_most_500_of_the_dead_are_passed_over_in_one_call(script):
+    """10,000 of them took the server 300 ms, in which it did nothing else."""
+    a, b = script.wire("a"), script.wire("b")
+    script.sync(a, "a", 1, size=1), script.sync(b, "b", 1)
+    script.step(a, "a", 1, 0, *wanting(1))
+    script.step(b, "b", 1, 0, *wanting(*range(600)))
+    assert script.step(a, "a", 1, 0, *wanting(2)).queued == 601
+    b.close()
+    script.control.call("PING")
+    reply = script.step(a, "a", 1, 1)
+    assert (reply.grants, reply.queued, reply.soon) == ([], 101, 0)
+    assert [wid for wid, _ in script.step(a, "a", 1).grants] == [2]
+
+
+@pytest.mark.parametrize("size", [300, 700])
+def test_who_leaves_gives_all_that_it_held_to_those_in_line(script, size):
+    """Nobody would go on where it stopped: some waited for a third of a lease."""
+    a, b = script.wire("a"), script.wire("b")
+    script.sync(a, "a", 1, size=size), script.sync(b, "b", 1)
+    halves = range(size // 2), range(size // 2, size)
+    for wire, process in ((a, "a"), (b, "b")):
+        for half in halves:
+            script.step(wire, process, 1, 0, *wanting(*half))
+    assert script(a, "leave", "a", 1) == b"ok"
+    assert sum(len(message.split()) // 2 for message in b.heard()) == size
+
+
+def test_who_looks_for_the_dead_reads_no_line(script):
+    """With fast_reclaim every process that waits looks twice a second."""
+    a = script.wire("a")
+    script.sync(a, "a", 1, size=1)
+    script.step(a, "a", 1, 0, *wanting(*range(101)))
+    assert len(script(a, "list")[3]) == 200
+    assert len(script(a, "list", 1)[3]) == 2
 
 
 PROCESSES = ["a", "b", "c"]

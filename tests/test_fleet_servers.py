@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import select
+import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -45,7 +48,7 @@ def hand_over(a, b):
     waiter = spawn(b.get)
     until(lambda: waiting(a) == 1)
     a.put(token)
-    other = waiter.get(timeout=3)
+    other = waiter.get(timeout=10)
     assert other.fence > token.fence
     b.put(other)
     until(lambda: used(a) == 0)
@@ -61,6 +64,9 @@ def used(pool):
         return pool.stats().used
 
 
+SLOTS = [0, 5461, 10923, 16384]  # where those of each node begin
+
+
 class ClusterNode(RedisServer):
     def __init__(self):
         super().__init__(config={"cluster-enabled": "yes", "cluster-node-timeout": "1000"})
@@ -72,9 +78,8 @@ def cluster():
     if reason:
         pytest.skip(reason)
     nodes = [ClusterNode().start() for _ in range(3)]
-    bounds = [0, 5461, 10923, 16384]
     for n, node in enumerate(nodes):
-        node.call("CLUSTER", "ADDSLOTSRANGE", bounds[n], bounds[n + 1] - 1)
+        node.call("CLUSTER", "ADDSLOTSRANGE", SLOTS[n], SLOTS[n + 1] - 1)
         node.call("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
     until(lambda: all("cluster_state:ok" in node.call("CLUSTER", "INFO") for node in nodes), 30)
     yield nodes
@@ -126,8 +131,7 @@ def test_a_slot_that_moves_takes_the_pool_with_it(fleet, cluster):
     held = a.get()
     slot = cluster[0].call("CLUSTER", "KEYSLOT", f"gp:{{{name}}}")
     ids = [node.call("CLUSTER", "MYID") for node in cluster]
-    bounds = [5461, 10923, 16384]
-    source = next(n for n, bound in enumerate(bounds) if slot < bound)
+    source = next(n for n in range(3) if slot < SLOTS[n + 1])
     target = (source + 1) % 3
     cluster[target].call("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
     cluster[source].call("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
@@ -140,6 +144,88 @@ def test_a_slot_that_moves_takes_the_pool_with_it(fleet, cluster):
     until(lambda: used(b) == 1 and used(a) == 1, timeout=20)
     a.put(held)
     hand_over(a, b)
+
+
+def name_on(cluster, owner):
+    """Find a name whose slot is the *owner*'s, unless it was moved."""
+    while True:
+        name = next(names)
+        slot = cluster[0].call("CLUSTER", "KEYSLOT", f"gp:{{{name}}}")
+        if SLOTS[owner] <= slot < SLOTS[owner + 1]:
+            return name
+
+
+def take_over(replica, master):
+    """Have *replica* take the place of *master*, which it may try for 5 s in vain."""
+    asked = [0.0]
+
+    def done():
+        if is_master(replica):
+            return not is_master(master)
+        if time.monotonic() > asked[0] + 6:
+            asked[0] = time.monotonic()
+            with suppress(RuntimeError):  # it does not follow the other one yet
+                replica.call("CLUSTER", "FAILOVER")
+
+    until(done, timeout=40)
+
+
+def test_in_a_cluster_a_replica_leads_to_the_owner_and_can_become_it(fleet, start_server):
+    master, replica = nodes = start_server(ClusterNode), start_server(ClusterNode)
+    for node in nodes:  # so that nobody takes over because another was slow
+        node.call("CONFIG", "SET", "cluster-replica-no-failover", "yes")
+        node.call("CONFIG", "SET", "cluster-node-timeout", 15000)
+    master.call("CONFIG", "SET", "repl-diskless-sync-delay", 0)
+    master.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    until(lambda: "cluster_state:ok" in master.call("CLUSTER", "INFO"), timeout=30)
+    master_id = master.call("CLUSTER", "MYID")
+    replica.call("CLUSTER", "MEET", "127.0.0.1", master.port)
+    until(lambda: master_id in replica.call("CLUSTER", "NODES"), timeout=30)
+    replica.call("CLUSTER", "REPLICATE", master_id)
+    until(lambda: "master_link_status:up" in replica.call("INFO", "replication"), timeout=30)
+    until(lambda: master.call("CLUSTER", "REPLICAS", master_id), timeout=30)
+    name = next(names)
+    a, b = fleet(replica.url, name), fleet(master.url, name)
+    hand_over(a, b)
+    held = a.get(timeout=20)
+    take_over(replica, master)
+    until(lambda: used(b) == 1 and used(a) == 1, timeout=30)
+    a.put(held)
+    hand_over(a, b)
+    hand_over(fleet(master.url, name), a)
+
+
+def test_a_cluster_client_leads_there_without_the_node_that_it_was_made_with(fleet, cluster):
+    client = redis.RedisCluster(host="127.0.0.1", port=cluster[2].port)
+    for node in cluster:
+        node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    port = client.get_default_node().port
+    default = next(n for n, node in enumerate(cluster) if node.port == port)
+    owner = (default + 1) % 3
+    name = name_on(cluster, owner)
+    cluster[default].kill9()
+    try:
+        hand_over(fleet(client, name), fleet(cluster[owner].url, name))
+    finally:
+        cluster[default].start()
+        client.close()
+
+
+def test_an_owner_that_is_gone_is_asked_for_less_and_less_often(fleet, cluster):
+    """Another node sent us there, and from there we went back to the other node, at once."""
+    for node in cluster:
+        node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    pool = fleet(cluster[1].url, name_on(cluster, 0))
+    pool.put(pool.get(timeout=10))
+    cluster[0].kill9()
+    try:
+        before = cluster[1].stats()["accepted"]
+        until(lambda: pool._member().failed)
+        gevent.sleep(1)
+        assert cluster[1].stats()["accepted"] - before < 20
+    finally:
+        cluster[0].start()
+    pool.put(pool.get(timeout=20))
 
 
 class SentinelServer(RedisServer):
@@ -361,6 +447,40 @@ def test_the_command_line_shows_who_holds_and_who_waits(fleet, redis_server):
     assert str(os.getpid()) in out
     pool.put(held)
     pool.put(waiter.get(timeout=2))
+
+
+def test_the_command_line_refreshes_until_interrupted(fleet, redis_server):
+    name = next(names)
+    pool = fleet(redis_server.url, name, 3)
+    held, seen = [pool.get()], []
+    screen, terminal = os.openpty()
+    command = [sys.executable, "-m", "gpools", "fleet", redis_server.url, name, "--every", "0.05"]
+    shown = subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=terminal)
+
+    def shows(what):
+        while select.select([screen], [], [], 0)[0]:
+            seen.append(os.read(screen, 65536).decode(errors="replace"))
+        return what in "".join(seen)
+
+    until(lambda: shows("1 of 3 in use"), timeout=20)
+    held.append(pool.get())
+    until(lambda: shows("2 of 3 in use"), timeout=20)
+    shown.send_signal(signal.SIGINT)
+    until(lambda: shows("") and shown.poll() is not None, timeout=20)
+    assert shown.returncode == 0
+    for fd in (screen, terminal):
+        os.close(fd)
+    for token in held:
+        pool.put(token)
+
+
+def test_the_command_line_finds_the_owner_in_a_cluster(fleet, cluster):
+    name = next(names)
+    with fleet(cluster[0].url, name).item(timeout=10):
+        for node in cluster:
+            code, out, err = run("fleet", node.url.removesuffix("/0"), name, "--once")
+            assert (code, err) == (0, "")
+            assert "1 of 1 in use" in out
 
 
 def test_the_command_line_tells_what_is_wrong(redis_server):

@@ -2,6 +2,7 @@
 
 import gc
 import random
+import time
 
 import gevent
 import pytest
@@ -223,6 +224,24 @@ def test_a_forked_child_begins_with_all_tokens_of_a_local_limiter():
     pool.put(held)
     pool.close()
     assert limiter.free() == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_writes_nothing_on_the_connection_of_a_fleets_limiter(redis_server):
+    """The child gave its items' tokens back to it, which with a lapsed lease tells the server."""
+    with DistributedTokenPool(redis_server.url, "of a child", 2, lease=0.3, grace=0) as limiter:
+        pool = pool_of(limiter, Wires())
+        pool.put(pool.get())
+        limiter.stats()
+        member, said = limiter._member(), []
+        time.sleep(0.4)  # not gevent's: the lease ends
+        link_of_parent = member.link
+        link_of_parent.run, run = lambda *words: said.append(words), link_of_parent.run
+        child = Child(lambda: len(said), gevent.os.fork)
+        link_of_parent.run = run
+        assert child.result() == 0
+        assert len(limiter.stats().members) == 1
+        pool.close()
 
 
 def test_aborted_at_random_moments_no_token_leaks(limiter):

@@ -17,7 +17,9 @@ import ssl
 import sys
 from collections import deque
 from collections.abc import Callable
-from random import random
+from functools import partial
+from inspect import iscoroutinefunction
+from random import choice, random
 from typing import Any, Protocol
 
 import redis
@@ -26,7 +28,7 @@ from gevent.monkey import is_module_patched
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gpools._fork import abandon
+from gpools._fork import abandon, making
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._redis_connection import NO_NOTICES
 from gpools.errors import PoolError
@@ -77,6 +79,8 @@ class Source:
     """How to connect: what a redis-py client or a URL says."""
 
     def __init__(self, client_or_url: Any) -> None:
+        self.trouble: str | None = None  # that was logged, until it is over
+        self._cluster: redis.RedisCluster | None = None
         if isinstance(client_or_url, str):
             self.pool: Any = redis.ConnectionPool.from_url(client_or_url)
             self.key: object = client_or_url
@@ -86,10 +90,11 @@ class Source:
             kwargs.update(host=node.host, port=node.port)
             self.pool = redis.Redis(**_plain(kwargs)).connection_pool
             self.key = id(client_or_url)
-            self._kept = client_or_url  # so that its id stays its own
+            self._cluster = client_or_url
         else:
             pool = getattr(client_or_url, "connection_pool", None)
-            if not hasattr(pool, "connection_class"):
+            connect = getattr(getattr(pool, "connection_class", None), "connect", None)
+            if connect is None or iscoroutinefunction(connect):
                 raise TypeError(
                     "a fleet pool needs a redis.Redis, a redis.RedisCluster or a URL, "
                     f"not {type(client_or_url).__name__}"
@@ -111,6 +116,10 @@ class Source:
             health_check_interval=0,
             decode_responses=False,
         )
+        if address is None and self._cluster is not None:
+            # Any: the one that it was made with may be gone, and each leads to the owner.
+            node = choice(self._cluster.get_nodes())  # type: ignore[no-untyped-call]
+            address = (node.host, node.port)
         if address is not None:
             kwargs["host"], kwargs["port"] = address
         connection_class = self.pool.connection_class
@@ -128,9 +137,10 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
 class Link:
     """One connection, kept up while it has members."""
 
-    def __init__(self, source: Source, address: tuple[str, int] | None) -> None:
+    def __init__(self, source: Source, address: tuple[str, int] | None, alone: str | None) -> None:
         self.source = source
         self.address = address  # of a node of a cluster, where it is not the source's own
+        self.alone = alone  # the one member that it is for
         self.hub = get_hub()
         self.members: dict[bytes, Member] = {}  # by channel
         self.publish = b"PUBLISH"
@@ -140,7 +150,6 @@ class Link:
         self._connector: Any = None  # greenlet, while there is no connection
         self._failures = 0  # in a row, of connecting or before the first answer
         self._proven = False  # the script has answered on this connection
-        self._last: str | None = None
         self._conn: Any = None  # redis-py's, which has the socket
         self._sock: Any = None
         self._watchers: tuple[Any, ...] = ()
@@ -154,12 +163,14 @@ class Link:
         self._out = bytearray()  # what the kernel would not take yet
 
     @classmethod
-    def of(cls, source: Source, address: tuple[str, int] | None = None) -> Link:
-        """Return the link of this hub to that server."""
-        key = (id(get_hub()), source.key, address)
+    def of(
+        cls, source: Source, address: tuple[str, int] | None = None, alone: str | None = None
+    ) -> Link:
+        """Return the link of this hub to that server, or one that is for *alone* only."""
+        key = (id(get_hub()), source.key, address, alone)
         link = _links.get(key)
         if link is None:
-            link = _links[key] = cls(source, address)
+            link = _links[key] = cls(source, address, alone)
         return link
 
     def join(self, member: Member) -> None:
@@ -172,6 +183,11 @@ class Link:
         elif self._connector is None:
             self._connector = spawn_raw(self._connect)
 
+    def hesitate(self, failures: int) -> None:
+        """Pause before connecting as after so many failures; the member comes from elsewhere."""
+        if not self.up:
+            self._failures = max(self._failures, failures)
+
     def part(self, member: Member) -> None:
         """Serve *member* no more; without members there is no connection."""
         for channel in member.channels:
@@ -182,7 +198,7 @@ class Link:
                 self._write(packed(word, *member.channels))
         else:
             self._close()
-            _links.pop((id(self.hub), self.source.key, self.address), None)
+            _links.pop((id(self.hub), self.source.key, self.address, self.alone), None)
 
     def run(self, count: int, words: bytes, heard: Callable[[Any], None]) -> None:
         """Have the server run the script; *heard* gets the reply.
@@ -255,7 +271,7 @@ class Link:
         try:
             with Timeout(2 * limit, late):
                 if is_module_patched("socket"):
-                    hello = _shake_hands(conn)
+                    hello = making(partial(_shake_hands, conn))
                 else:  # redis-py blocks, so not here
                     hello = self.hub.threadpool.apply(_shake_hands, (conn,))
             if isinstance(hello, Exception):
@@ -304,8 +320,8 @@ class Link:
 
     def _note(self, error: Exception) -> None:
         # Once for each kind of trouble; by another greenlet, for a handler may wait.
-        if not isinstance(error, Moved) and self._last != type(error).__name__:
-            self._last = type(error).__name__
+        if not isinstance(error, Moved) and self.source.trouble != type(error).__name__:
+            self.source.trouble = type(error).__name__
             spawn_raw(log.warning, "the connection of a fleet pool is down: %s", str(error))
 
     # Reading and writing, in the hub or without switching.
@@ -401,7 +417,7 @@ class Link:
                 self._write(b"*%d\r\n%b%b" % (count + 2, whole, words))
                 return
         elif not self._proven:
-            self._proven, self._failures, self._last = True, 0, None
+            self._proven, self._failures, self.source.trouble = True, 0, None
         heard(reply)
 
 
@@ -453,10 +469,11 @@ def _publish_command(hello: dict[Any, Any]) -> bytes:
             "this is a Sentinel, which keeps no data; give a fleet pool "
             "redis.Sentinel(...).master_for(service)"
         )
-    if hello.get("role") in ("replica", "slave"):
-        raise ConnectionError("the server is a replica, which grants nothing")
     if hello.get("mode") != "cluster":
+        if hello.get("role") in ("replica", "slave"):
+            raise ConnectionError("the server is a replica, which grants nothing")
         return b"PUBLISH"
+    # Here a replica, too, tells who owns the slot.
     if hello.get("server") == "redis" and int(str(hello["version"]).split(".")[0]) < 7:
         raise Refused("in a cluster a fleet pool needs Redis 7 or newer, for SPUBLISH")
     return b"SPUBLISH"

@@ -75,7 +75,8 @@ class Token:
     def valid(self) -> bool:
         """Whether the server still counts it for us; no I/O, never switches."""
         member = self._member
-        return not self.lost and self in member.out and clock() < member.deadline
+        counted = self.fence is not None or member.ready
+        return counted and not self.lost and self in member.out and clock() < member.deadline
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else "valid" if self.valid else "not valid"
@@ -125,6 +126,8 @@ class Member:
         if settings.keep:
             self.channels += (key + b":r",)
         self.link: Link | None = None
+        self.relinks = 0  # so often sent from node to node, since the server knew us
+        self.alone = False  # on a link of its own, for it was refused
         self.generation = 0
         self.ready = False  # the server knows us, in this generation
         self.failed: Exception | None = None  # why connecting failed, until it succeeds
@@ -142,7 +145,7 @@ class Member:
         # Of those out that may yet be held for too long, in order: since when, by whom.
         self.holds: OrderedDict[Token, tuple[float, ref[greenlet]]] = OrderedDict()
         self.kept: deque[Token] = deque()
-        self.wanted = False  # somebody waits somewhere: nothing is kept
+        self.wanted = False  # somebody waits somewhere, or too many are out: nothing is kept
         self.unsent = 0  # tokens that came back and the server still counts
         self.waiters: OrderedDict[int, Waiter] = OrderedDict()  # by wid, in order of arrival
         self.new: deque[int] = deque()  # wids that the server does not know
@@ -240,6 +243,8 @@ class Member:
 
     def resize(self, new_size: int) -> AsyncResult[None]:
         """Ask for another size; the result comes when the server has it."""
+        if self.failed is not None and not self.ready:
+            self._refuse_newcomer(True)
         result: AsyncResult[None] = AsyncResult()
         self.new_size = new_size
         self.resized.append(result)
@@ -259,14 +264,20 @@ class Member:
     def close(self, refusal: Callable[[], Exception]) -> AsyncResult[Any]:
         """Refuse all, and begin to give everything back."""
         self.refusal = refusal
-        self._refuse_waiters(refusal)
-        wids = [*self.waiters, *self.cancels][:AT_ONCE]
+        wids = [*self.waiters, *self.cancels]
         result: AsyncResult[Any] = AsyncResult()
         self._lose("the pool is closed")
+        # Who has been granted a token, but not run yet, is refused like the others.
+        self.deliveries.clear()
+        self.grants = 0
+        for waiter in self.waiters.values():
+            waiter.granted = False
+        self._refuse_waiters(refusal)
         for waiting in (*self.resized, *self.running, *(asked for _, asked in self.asked)):
             waiting.set_exception(refusal())
         self.running.clear()
-        if self.ready and self.link is not None:
+        if self.link is not None and self.link.up:
+            # Also with a sync on its way, which the server hears first.
             self._run(["leave", self.process, self.generation, *wids], result)
         else:
             result.set(None)
@@ -339,11 +350,10 @@ class Member:
             self._relink(None)
         if isinstance(error, Refused):
             self._refuse_waiters(lambda: Refused(str(error)))
-            for result in self.resized:
-                result.set_exception(error)
-            self.resized, self.new_size = [], None
+            self._refuse_to_resize(error)
         elif self.settings.on_unavailable == "raise":
             self._refuse_waiters(lambda: _unavailable(self.settings.name, error))
+            self._refuse_to_resize(_unavailable(self.settings.name, error))
         else:
             self._refuse_waiters(
                 lambda: _unavailable(self.settings.name, error), lambda w: not w.patient
@@ -452,12 +462,9 @@ class Member:
         if flight is not self.flying or self.link is None:
             return
         if not isinstance(reply, bytes) or not reply.startswith(b"ok"):
-            self._denied(reply)
+            self._denied(flight, reply)
             return
         now = clock()
-        if not flight.sync and now >= self.deadline:
-            self._lapse()
-            return
         self.flying = None
         words = reply.split()
         held, self.used, self.queued, soon, base, direct, found, self.size, lease, grace = map(
@@ -465,6 +472,9 @@ class Member:
         )
         self.lease, self.grace = lease / 1e6, grace / 1e6
         self.deadline = flight.sent + SAFE * self.lease
+        if now >= self.deadline:
+            self._lapse()  # stopped while it was on its way: the grants may be others' by now
+            return
         self._heartbeat = flight.sent + self.lease / 3
         self._look = now + soon / 1e6 + JITTER * random()
         given_up = flight.sync and self._synced(words[11], int(words[12]))
@@ -489,7 +499,7 @@ class Member:
             resized, self.resized = self.resized, []
             for result in resized:
                 result.set(None)
-        self.wanted = self.queued > 0
+        self.wanted = self.queued > 0 or self.used > self.size
         if self.wanted:
             self._recalled()
         if self.asked:
@@ -500,16 +510,22 @@ class Member:
         if self._heartbeat < self._armed or (self.waiters and self._look < self._armed):
             self._arm()
 
-    def _denied(self, reply: Any) -> None:
-        assert self.link is not None
+    def _denied(self, flight: Flight, reply: Any) -> None:
+        link = self.link
+        assert link is not None
         if isinstance(reply, ServerError):
             error = trouble(reply)
-            if isinstance(error, Refused):
-                self.link_down(error, tried=True)
             if isinstance(error, Moved):
                 self._relink(error.address)
-            else:
-                self.link.fail(error)
+                return
+            if isinstance(error, Refused) and not self.alone:
+                # What this pool may not do must not cut the others off time and again.
+                self.alone = True
+                self._relink(None)
+            if flight.sync or isinstance(error, Refused):
+                self.link_down(error, tried=True)  # it is there, but of no use
+            if link.members:
+                link.fail(error)
             return
         if reply == b"gone":
             self._lose("the server did not know this process any more")
@@ -519,7 +535,7 @@ class Member:
         """Tell whether tokens that nobody has yet were lost."""
         lost = self._lost_by_sync(epoch, knew)
         self.epoch = epoch
-        self.ready, self.failed = True, None
+        self.ready, self.failed, self.relinks = True, None, 0
         self._compare_settings()
         if not lost:
             return False
@@ -550,7 +566,8 @@ class Member:
     def _compare_settings(self) -> None:
         ours = self.settings
         theirs = (self.size, self.lease, self.grace)
-        if self.new_size is None and theirs != (ours.max_size, ours.lease, ours.grace):
+        stored = (ours.max_size, round(ours.lease, 6), round(ours.grace, 6))
+        if self.new_size is None and theirs != stored:
             if not self.told:
                 spawn_raw(
                     log.warning,
@@ -680,6 +697,11 @@ class Member:
                 waiter.granted = True
                 self._deliver(waiter.wid, error())
 
+    def _refuse_to_resize(self, error: Exception) -> None:
+        for result in self.resized:
+            result.set_exception(error)
+        self.resized, self.new_size = [], None
+
     # Losing.
 
     def _lapse(self) -> None:
@@ -713,7 +735,9 @@ class Member:
         self.ready = False
         if self.link is not None:
             self.link.part(self)
-        self.link = Link.of(self.source, address)
+        self.link = Link.of(self.source, address, self.process if self.alone else None)
+        self.link.hesitate(self.relinks)
+        self.relinks += 1
         self.link.join(self)
 
     # Timing.

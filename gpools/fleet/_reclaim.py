@@ -25,7 +25,7 @@ def bury_the_dead(member: Member) -> None:
         if not member.waiters or not member.ready:
             continue
         with suppress(Exception, Timeout), Timeout(member.lease / 3):
-            answer: Any = member.ask("list").get()
+            answer: Any = member.ask("list", 1).get()  # of the line, which may be long, one
             stats = fleet_stats(member.settings.name, answer)
             for other in stats.members:
                 if other.machine == here and other.held and _dead(other.pid):

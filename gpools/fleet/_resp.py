@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 __all__ = ["Push", "Replies", "ServerError", "packed", "written"]
@@ -20,6 +20,14 @@ class _Incomplete(Exception):
     pass
 
 
+class _Open:
+    """A reply of several, of which some have not come yet."""
+
+    def __init__(self, count: int, close: Callable[[list[Any]], Any]) -> None:
+        self.count, self.close = count, close
+        self.parts: list[Any] = []
+
+
 def packed(*words: bytes | str | int) -> bytes:
     """Write one command."""
     return b"*%d\r\n%b" % (len(words), written(words))
@@ -35,12 +43,17 @@ def written(words: Iterable[bytes | str | int]) -> bytes:
     return b"".join(parts)
 
 
+def _as_dict(flat: list[Any]) -> dict[Any, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 class Replies:
     """Cuts a stream of bytes into replies."""
 
     def __init__(self) -> None:
         self._bytes = b""
         self._at = 0
+        self._open: list[_Open] = []  # the innermost one last; nothing is read twice
 
     def feed(self, data: bytes) -> list[Any]:
         """Take the next bytes and return all replies that are complete now."""
@@ -50,7 +63,20 @@ class Replies:
         try:
             while self._at < len(self._bytes):
                 begun = self._at
-                replies.append(self._one())
+                reply = self._one()
+                if type(reply) is _Open:
+                    if reply.count:
+                        self._open.append(reply)
+                        continue
+                    reply = reply.close([])
+                while self._open:
+                    outer = self._open[-1]
+                    outer.parts.append(reply)
+                    if len(outer.parts) < outer.count:
+                        break
+                    reply = self._open.pop().close(outer.parts)
+                else:
+                    replies.append(reply)
         except _Incomplete:
             self._at = begun
         return replies
@@ -67,15 +93,15 @@ class Replies:
         if kind == b":":
             return int(rest)
         if kind == b">":
-            return Push(self._some(int(rest)))
+            return _Open(int(rest), Push)
         if kind == b"+":
             return rest
         if kind == b"-":
             return ServerError(rest.decode(errors="replace"))
         if kind in b"*~":
-            return self._some(int(rest)) if rest != b"-1" else None
+            return _Open(int(rest), list) if rest != b"-1" else None
         if kind == b"%":
-            return {self._one(): self._one() for _ in range(int(rest))}
+            return _Open(2 * int(rest), _as_dict)
         if kind == b"_":
             return None
         if kind == b",":
@@ -85,9 +111,6 @@ class Replies:
         if kind == b"=":
             return self._blob(int(rest))[4:]
         raise ServerError(f"a reply that begins with {data[begin : begin + 20]!r}")
-
-    def _some(self, count: int) -> list[Any]:
-        return [self._one() for _ in range(count)]
 
     def _blob(self, length: int) -> Any:
         if length < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 
 import redis
 
@@ -51,7 +52,15 @@ def main(arguments: list[str]) -> int:
 def ask(client: redis.Redis, name: str) -> FleetStats:
     """Read the state of a pool; changes nothing."""
     keys = keys_of(name)
-    answer = client.eval(SOURCE.decode(), len(keys), *keys, "list", "PUBLISH")
+    call = partial(client.eval, SOURCE.decode(), len(keys), *keys, "list", "PUBLISH")
+    try:
+        answer = call()
+    except redis.exceptions.MovedError as moved:  # a node of a cluster, which names the owner
+        pool = client.connection_pool
+        pool.connection_kwargs |= {"host": moved.host, "port": moved.port}
+        pool.disconnect()
+        pool.reset()
+        answer = call()
     stats = fleet_stats(name, answer)
     if not stats.max_size:
         raise ValueError(f"there is no fleet pool {name!r} on this server")

@@ -13,7 +13,7 @@
 local H, Q, S, T = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local op, publish, me = ARGV[1], ARGV[2], ARGV[3]
 local call = redis.call
-local AT_ONCE = 500 -- grants in one call, so that no call takes long
+local AT_ONCE = 500 -- of a line in one call, so that no call takes long
 
 local function int(number)
   return string.format('%d', number) -- tostring would round
@@ -23,10 +23,10 @@ local function channel(process)
   return H .. ':c:' .. process
 end
 
-if op == 'list' then
+if op == 'list' then -- and how many of those in line at most
   return {
     call('GET', H), call('HGETALL', T), call('ZRANGE', S, 0, -1, 'WITHSCORES'),
-    call('ZRANGE', Q, 0, 9999, 'WITHSCORES'), call('ZCARD', Q), call('TIME'),
+    call('ZRANGE', Q, 0, tonumber(me or 10000) - 1, 'WITHSCORES'), call('ZCARD', Q), call('TIME'),
   }
 end
 
@@ -96,9 +96,12 @@ end
 
 local function audit()
   -- Mends what was changed by hand; once in a third of a lease, for it looks at all.
-  local sum, all = 0, call('HGETALL', T)
+  local sum, all, alive = 0, call('HGETALL', T), {}
+  for _, process in ipairs(call('ZRANGE', S, 0, -1)) do
+    alive[process] = true
+  end
   for i = 1, #all, 2 do
-    if call('ZSCORE', S, all[i]) then
+    if alive[all[i]] then
       sum = sum + (tonumber(all[i + 1]:match('^%d+')) or 0)
     else
       call('HDEL', T, all[i])
@@ -107,36 +110,45 @@ local function audit()
   pool.used, pool.audit = sum, pool.clock
 end
 
-local mine, granted = {}, 0 -- mine: wid, fence, wid, fence ... of who was in line
+local mine = {} -- wid, fence, wid, fence ... of who was in line
+local deaf = {} -- processes that do not listen
+local looked = 0 -- at so many who want, granted or passed over
+-- Who steps goes on at once with another call; others have nobody who would.
+local most = (op == 'step' or op == 'sync') and AT_ONCE or math.huge
 
 local function grantable()
-  return pool.used < pool.size and pool.clock >= pool.learn and granted < AT_ONCE
+  return pool.used < pool.size and pool.clock >= pool.learn and looked < most
 end
 
 local function deliver(process, grants)
   local count = #grants / 2
+  looked = looked + count
   if process == me and (op == 'step' or op == 'sync') then
     for _, word in ipairs(grants) do
       mine[#mine + 1] = word
     end
   else
-    local held, generation, info = record(process)
+    local held, generation, info
+    if not deaf[process] then
+      held, generation, info = record(process)
+    end
     if not held then
+      deaf[process] = true
       return -- died in line
     end
     local message = int(generation) .. ' ' .. table.concat(grants, ' ')
     if call(publish, channel(process), message) == 0 then
+      deaf[process] = true
       return -- not listening: dead, or back soon and then in line again at its old place
     end
     hold(process, held + count, generation, info)
   end
   pool.used = pool.used + count
-  granted = granted + count
 end
 
 local function dispatch()
   while grantable() do
-    local room = math.min(pool.size - pool.used, AT_ONCE - granted, 100)
+    local room = math.min(pool.size - pool.used, most - looked, 100)
     local first = call('ZPOPMIN', Q, int(room))
     if #first == 0 then
       return
@@ -161,11 +173,15 @@ local function dispatch()
 end
 
 local function drop_waiters(from, to)
-  local gone = {}
-  for i = from, to do
-    gone[#gone + 1] = me .. ':' .. ARGV[i]
+  local gone = 0
+  for begin = from, to, AT_ONCE do -- unpack has its limits
+    local some = {}
+    for i = begin, math.min(to, begin + AT_ONCE - 1) do
+      some[#some + 1] = me .. ':' .. ARGV[i]
+    end
+    gone = gone + call('ZREM', Q, unpack(some))
   end
-  return #gone > 0 and call('ZREM', Q, unpack(gone)) or 0
+  return gone
 end
 
 if op == 'leave' or op == 'bury' then
@@ -291,7 +307,7 @@ if wants > 0 then
   pool.n = base + wants - 1
   if in_line == 0 and grantable() then
     direct = math.min(wants, pool.size - pool.used, AT_ONCE)
-    pool.used, granted = pool.used + direct, direct
+    pool.used, looked = pool.used + direct, direct
   end
   local line = {}
   for i = first + direct, #ARGV do
@@ -317,11 +333,11 @@ if held ~= noted then
 end
 save()
 
-if queued > 0 and queued_before == 0 then
+if queued > 0 and queued_before == 0 or new_size ~= '' and pool.used > pool.size then
   call(publish, H .. ':r', 'recall')
 end
 local soon = pool.due - pool.clock
-if granted >= AT_ONCE then
+if looked >= most then
   soon = 0
 elseif pool.learn > pool.clock then
   soon = math.min(soon, pool.learn - pool.clock)

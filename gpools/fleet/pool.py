@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from math import isfinite
 from typing import Any, Literal
 from weakref import WeakSet, finalize
 
-from gevent import spawn_raw
+from gevent import getcurrent, spawn_raw
 from gevent.monkey import get_original
 
 from gpools._closing import Closing
 from gpools._fast import ENTERED, MISSING, ONE_BLOCK, Item, Missing
+from gpools._fork import before_pools
 from gpools._holders import Hold
 from gpools._within import within
 from gpools.connection import (
@@ -31,6 +31,9 @@ from gpools.fleet._member import GOODBYE, Member, Token, closed_error, info_of_t
 from gpools.fleet._watch import FleetStats, fleet_stats
 
 __all__ = ["DistributedTokenPool"]
+
+SHORTEST = 0.001  # seconds of a lease
+MOST = 2**53  # Redis counts in floating point
 
 current_thread: Callable[[], int] = get_original("_thread", "get_ident")
 
@@ -109,12 +112,15 @@ class DistributedTokenPool(Closing):
             raise TypeError(f"name must be a string, not {name!r}")
         if not name or "{" in name or "}" in name:
             raise ValueError(f"name is {name!r} but must not be empty nor have braces")
+        name.encode()  # raises for half a surrogate pair
         _require_count("max_size", max_size, 1)
         _require_count("keep", keep, 0)
         _require_positive(lease=lease, leak_after=leak_after)
         _require_not_negative(timeout=timeout, grace=grace)
         if lease is None or not isfinite(lease) or not isfinite(grace or 0.0):
             raise ValueError("lease and grace must be finite numbers of seconds")
+        if lease < SHORTEST:
+            raise ValueError(f"lease is {lease} but must be at least {SHORTEST} seconds")
         if on_unavailable not in ("wait", "raise"):
             _require_count("on_unavailable", on_unavailable, 0)
         if on_lost is not None and not callable(on_lost):
@@ -248,8 +254,8 @@ class DistributedTokenPool(Closing):
         """Give everything back, and refuse all gets from now on.
 
         Who waits gets `PoolClosed`; tokens that are out are `lost`.  Waits up to
-        a second for the server to have noted it.  Closing twice is fine.  May
-        switch.
+        a second for the server to have noted it, but in the hub's own greenlet,
+        where a signal handler may run.  Closing twice is fine.  May switch.
         """
         self._belong_here()
         self._closed = True
@@ -258,7 +264,8 @@ class DistributedTokenPool(Closing):
             return
         result = member.close(partial(closed_error, self.name))
         try:
-            result.wait(GOODBYE)
+            if getcurrent() is not member.hub:  # which a signal handler may be, and cannot wait
+                result.wait(GOODBYE)
         finally:
             member.end()
 
@@ -324,7 +331,7 @@ class DistributedTokenPool(Closing):
 
     def _say_goodbye(self) -> None:
         member = self._member_now
-        if member is not None and member.ready and not member.abandoned:
+        if member is not None and not member.abandoned:
             member.close(partial(closed_error, self.name))
 
 
@@ -361,6 +368,8 @@ def _require_count(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{name} is {value} but must be at least {least}")
+    if value > MOST:
+        raise ValueError(f"{name} is {value} but must be at most {MOST}")
 
 
 _pools: WeakSet[DistributedTokenPool] = WeakSet()
@@ -379,5 +388,5 @@ def _at_exit() -> None:
             pool._say_goodbye()
 
 
-os.register_at_fork(after_in_child=_in_child)
+before_pools.append(_in_child)  # which give tokens back to what may be theirs
 atexit.register(_at_exit)
