@@ -4,6 +4,7 @@ import select
 import socket
 import ssl
 import threading
+from timeit import repeat
 
 import gevent.socket
 import gevent.ssl
@@ -85,6 +86,21 @@ def test_no_look_switches(ends):
         ends[1].close()
         quiet(ends[0])
     assert count() == 0
+
+
+def test_a_look_takes_less_than_a_byte_there_and_back():
+    """About half of it, where nothing is between the two ends: a microsecond."""
+    one, two = socket.socketpair()
+
+    def there_and_back():
+        one.send(b"x"), two.recv(1), two.send(b"x"), one.recv(1)
+
+    def least(act):
+        return min(repeat(act, number=100, repeat=50))
+
+    assert least(lambda: quiet(one)) < least(there_and_back)
+    one.close()
+    two.close()
 
 
 @pytest.mark.usefixtures("high_fds")
