@@ -455,7 +455,14 @@ def test_the_command_line_refreshes_until_interrupted(fleet, redis_server):
     held, seen = [pool.get()], []
     screen, terminal = os.openpty()
     command = [sys.executable, "-m", "gpools", "fleet", redis_server.url, name, "--every", "0.05"]
-    shown = subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=terminal)
+    shown = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=terminal,
+        stderr=terminal,
+        # Where pytest runs in the background, Ctrl-C may be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
     def shows(what):
         while select.select([screen], [], [], 0)[0]:
