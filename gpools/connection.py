@@ -142,7 +142,7 @@ class ConnectionPool(Closing, Pool[T], ConnectionCore):
         _require_whole(max_waiting=max_waiting, max_creating=max_creating)
         if shed is not None and not isinstance(shed, CoDel):
             raise TypeError(f"shed must be a CoDel, not {shed!r}")
-        if listener is not None and not any(hasattr(listener, event) for event in EVENTS):
+        if listener is not None and not any(_has(listener, event) for event in EVENTS):
             raise TypeError(f"listener has none of the methods {', '.join(EVENTS)}")
         if limiter is not None and not (hasattr(limiter, "get") and hasattr(limiter, "put")):
             raise TypeError(f"limiter must be a pool of tokens, not {limiter!r}")
@@ -803,6 +803,13 @@ def this_thread(pool: object, owner: int | None) -> int:
 def _closed_error(pool: ref[ConnectionPool[Any]]) -> PoolClosed:
     # Weakly, for the pool's line has this, and a closed pool is to go at once.
     return PoolClosed(f"{pool()!r} is closed")
+
+
+def _has(listener: object, event: str) -> bool:
+    try:
+        return hasattr(listener, event)
+    except Exception:
+        return True  # its error is logged when it is to be called
 
 
 def _call_listener(listener: object, event: str, *about: object) -> None:
