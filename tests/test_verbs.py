@@ -180,6 +180,14 @@ class Static(PostgresPool):
     check = staticmethod(ask)
 
 
+def test_a_keyword_beside_a_static_check(postgres_server):
+    with Static(postgres_server.url, max_size=1, check_after=0, check=ask) as pool:
+        for _ in range(2):
+            with pool.item():
+                pass
+        assert pool.stats().created == 1
+
+
 @pytest.mark.parametrize(
     ("pool_class", "settings"),
     [
