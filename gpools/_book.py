@@ -114,6 +114,7 @@ def on_loan(limiter: Limiter, token: Any, item: object) -> Any:
     Returns what to detach when it goes back before; *token* where nothing can tell.
     """
     try:
+        # Not weakly the limiter: a pool may have one of its own, made of what others share.
         loan = finalize(item, _end_loan, limiter, token, get_hub())
     except TypeError:  # nothing can refer to it weakly
         return token

@@ -78,8 +78,10 @@ def test_ssh2_session_that_does_not_block_passes():
 def test_a_program_that_is_not_patched_is_told_once_for_each_library(monkeypatch, caplog):
     monkeypatch.setattr("gpools.adapters._blocking._told", set())
     plain = SimpleNamespace(socket=get_original("socket", "socket"))
+    derived = SimpleNamespace(socket=type("socksocket", (gevent.socket.socket,), {}))
     for library, sockets in [
         ("redis-py", gevent.socket),
+        ("redis-py", derived),
         ("httplib2", plain),
         ("PyMySQL", plain),
         ("httplib2", plain),

@@ -905,17 +905,17 @@ def test_a_kill_in_connect_leaves_no_socket_behind(http_server, http_pool, proxy
 class Proxied(httplib2.HTTPConnectionWithTimeout):
     """Reads what its proxy has to say by a file, as PySocks does."""
 
-    mode = "rb"
+    mode: ClassVar = ("rb", None)
     log: ClassVar = io.StringIO()
 
     def connect(self):
         super().connect()
-        log, lines = self.log, self.sock.makefile(self.mode)
+        log, lines = self.log, self.sock.makefile(*self.mode)
         log.write(str(lines.readline()))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
-@pytest.mark.parametrize("mode", ["r", "rb"])
+@pytest.mark.parametrize("mode", [("r", None), ("rb", None), ("rb", 0)], ids=["r", "rb", "raw"])
 def test_a_kill_amid_the_words_of_a_proxy_leaves_no_socket_behind(http_server, http_pool, mode):
     """The file that the dead frame had kept it open, though the connection was closed."""
     kind = type("Kind", (Proxied,), {"mode": mode})
@@ -926,6 +926,30 @@ def test_a_kill_amid_the_words_of_a_proxy_leaves_no_socket_behind(http_server, h
     assert len(os.listdir("/proc/self/fd")) == before
     assert kept.value.__traceback__ is not None
     assert not kind.log.closed
+
+
+class Asking(httplib2.HTTPConnectionWithTimeout):
+    """Has written to a file, not sent, what it asks its proxy."""
+
+    def connect(self):
+        super().connect()
+        file = self.sock.makefile("wb", 1 << 24)
+        file.write(bytes(1 << 23))
+        self.sock.recv(1)
+
+
+def test_a_kill_amid_the_words_to_a_proxy_sends_no_more_of_them(http_pool):
+    """The file was closed, and so sent them first, to a proxy that reads nothing, for ever."""
+    with gevent.socket.socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen()
+        address = "http://{}:{}/".format(*proxy.getsockname())
+        asking = spawn(http_pool().request, address, connection_type=Asking)
+        accepted, _ = proxy.accept()
+        settle()
+        with accepted:
+            asking.kill(timeout=10)
+            assert asking.dead
 
 
 def test_storm_of_kills_on_tagged_requests(http_server, http_pool):

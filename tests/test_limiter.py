@@ -3,6 +3,8 @@
 import gc
 import random
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -142,6 +144,20 @@ def test_a_pool_that_is_dropped_without_close_gives_its_tokens_back(limiter):
         limiter.get(timeout=0.05)
     limiter.put(token)
 
+    assert held is not None
+    del held
+    gc.collect()
+    assert all_free(limiter)
+
+
+def test_a_dropped_pool_that_had_the_limit_by_a_wrapper_of_its_own_gives_its_tokens_back(limiter):
+    """Nobody else has the wrapper, so it must last as long as the items."""
+    bounded = SimpleNamespace(get=partial(limiter.get, timeout=2), put=limiter.put)
+    pool = pool_of(bounded)
+    held = pool.get()
+    pool.put(pool.get())
+    del pool, bounded
+    gc.collect()
     assert held is not None
     del held
     gc.collect()

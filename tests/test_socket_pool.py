@@ -224,6 +224,18 @@ def test_who_means_a_host_and_writes_a_path_sees_it():
     assert "'127.0.0.1:11211'" in str(caught.value)
 
 
+def test_a_timeout_in_a_handshake_on_a_path_says_so(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        settings = {"ssl": True, "server_hostname": "example", "connect_timeout": 0.05}
+        with (
+            SocketPool(tmp_path / "socket", **settings) as pool,
+            pytest.raises(TimeoutError, match="timed out"),
+        ):
+            pool.get()
+
+
 @pytest.mark.parametrize("path", [str, os.fsencode])
 @pytest.mark.parametrize("kind", ["unix"], indirect=True)
 def test_a_path_in_any_form(echo, tmp_path, path):

@@ -155,19 +155,49 @@ def ask(conn):
     return conn.execute("SELECT 1").fetchone() == (1,)
 
 
-class AskingOf(PostgresPool):
-    check = staticmethod(lambda conn: conn.info.status == 0)
+class Asks:
+    """To be mixed in."""
+
+    def check(self, item):
+        return super().check(item) and ask(item)
 
 
-def test_a_check_that_takes_no_pool(postgres_server):
-    with AskingOf(postgres_server.url, max_size=1, check_after=0) as pool:
+class Mixed(Asks, PostgresPool):
+    pass
+
+
+class Thorough(PostgresPool):
+    def check(self, item, *, thorough=False):
+        return super().check(item) and (not thorough or ask(item))
+
+
+class AlwaysThorough(Thorough):
+    def check(self, item):
+        return super().check(item, thorough=True)
+
+
+class Static(PostgresPool):
+    check = staticmethod(ask)
+
+
+def test_a_keyword_beside_a_static_check(postgres_server):
+    with Static(postgres_server.url, max_size=1, check_after=0, check=ask) as pool:
         for _ in range(2):
             with pool.item():
                 pass
         assert pool.stats().created == 1
 
 
-@pytest.mark.parametrize(("pool_class", "settings"), [(Asking, {}), (PostgresPool, {"check": ask})])
+@pytest.mark.parametrize(
+    ("pool_class", "settings"),
+    [
+        (Asking, {}),
+        (Mixed, {}),
+        (AlwaysThorough, {}),
+        (Static, {}),
+        (PostgresPool, {"check": ask}),
+    ],
+)
 def test_a_check_that_asks_the_server_leaves_no_transaction(postgres_server, pool_class, settings):
     """Its user's own would be a part of that one, and be rolled back with it."""
     with pool_class(postgres_server.url, max_size=1, check_after=0, **settings) as pool:

@@ -47,9 +47,11 @@ def refuse_blocking(item: object) -> None:
 def tell_unpatched(library: str, module: ModuleType) -> None:
     """Log, once, that *library* stops all greenlets, if its *module* has other sockets than gevent.
 
-    Switches only if the log does.
+    One derived from gevent's will do, as PySocks puts it there.  Switches only if
+    the log does.
     """
-    if module.socket.socket is not socket.socket and library not in _told:
+    kind = module.socket.socket
+    if isinstance(kind, type) and not issubclass(kind, socket.socket) and library not in _told:
         _told.add(library)
         log.warning(
             "%s stops all greenlets while it waits for its server; "

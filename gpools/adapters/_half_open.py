@@ -27,18 +27,20 @@ def close_half_open(connection: object, error: BaseException) -> None:
             connecting = connecting or frame.f_locals.get("self") is connection
         if connecting:
             for value in frame.f_locals.values():
-                if isinstance(value, (socket, gevents_socket)) or _of_a_socket(value):
+                if isinstance(value, IOBase):
+                    _let_go_of_socket(value)
+                elif isinstance(value, (socket, gevents_socket)):
                     value.close()
 
 
-def _of_a_socket(value: object) -> bool:
-    """Tell whether *value* is a file made of a socket, which keeps that open.
+def _let_go_of_socket(file: IOBase) -> None:
+    """Have *file*, if it was made of a socket, not keep that open.  Never switches.
 
     PySocks makes one to read what a proxy says.
     """
-    if not isinstance(value, IOBase):
-        return False
-    return isinstance(getattr(getattr(value, "buffer", value), "raw", None), SocketIO)
+    raw = getattr(getattr(file, "buffer", file), "raw", file)
+    if isinstance(raw, SocketIO):
+        raw.close()  # and not the file, which would send what it has yet to write
 
 
 def end_answer(answer: HTTPResponse) -> None:

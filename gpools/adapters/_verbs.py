@@ -26,13 +26,20 @@ def join_verbs(
     for verb, join in (("check", _check), ("reset", _reset), ("destroy", _destroy)):
         given = settings.get(verb)
         if callable(given):  # else the core complains
-            # Weakly, for the pool has this, and is to go when nobody uses it.
-            settings[verb] = partial(join, given, partial(_own, verb, ref(pool)))
+            settings[verb] = partial(join, given, _own(pool, verb))
     return quick
 
 
-def _own(verb: str, pool: ref[ConnectionPool[Any]], item: Any) -> Any:
-    return getattr(type(pool()), verb)(pool(), item)
+def _own(pool: ConnectionPool[Any], verb: str) -> Verb:
+    own: Any = getattr(pool, verb)
+    if getattr(own, "__self__", None) is not pool:
+        return own  # type: ignore[no-any-return]  # a static one
+    # Weakly, for the pool will have this, and is to go when nobody uses it.
+    return partial(_call, own.__func__, ref(pool))
+
+
+def _call(own: Callable[..., Any], pool: ref[ConnectionPool[Any]], item: Any) -> Any:
+    return own(pool(), item)
 
 
 def _check(given: Verb, own: Verb, item: Any) -> Any:

@@ -6,8 +6,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from functools import cache, wraps
-from inspect import isfunction, signature
+from functools import cache
+from inspect import signature
 from math import inf
 from socket import SHUT_RDWR
 from time import monotonic
@@ -20,7 +20,8 @@ from gevent.monkey import get_original
 from gevent.selectors import GeventSelector
 from gevent.socket import wait_read, wait_write
 
-from gpools._fast import MISSING, Missing, Use
+from gpools._fast import MISSING, CutOff, Missing, Use
+from gpools._within import within
 from gpools.adapters._blocking import refuse_blocking
 from gpools.adapters._extra import extra
 from gpools.adapters._probe import A_MOMENT, JUST_NOW, quiet
@@ -117,17 +118,9 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         self._postgres.discard_all = discard_all
         self._postgres.reset_timeout = reset_timeout
         self._postgres.cancel_timeout = cancel_timeout
-        if callable(settings.get("check")):
-            settings["check"] = _at_rest_after(settings["check"])
         join_verbs(self, PostgresPool, settings)
         settings.setdefault("check_after", A_MOMENT)  # reset() looks too
         super().__init__(min_size, max_size, order_as_stack, create, **settings)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        own = vars(cls).get("check")
-        if isfunction(own):
-            cls.check = _at_rest_after(own)  # type: ignore[method-assign]
 
     def connection(
         self, timeout: float | Missing | None = MISSING
@@ -215,6 +208,20 @@ class PostgresPool(ConnectionPool["psycopg.Connection[Any]"]):
         return not isinstance(
             error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
         )
+
+    def _checked(self, item: psycopg.Connection[Any]) -> bool | None:
+        """Check *item*, and have that leave no transaction open.
+
+        A SELECT opens one, and so a user's ``transaction()`` would be within it, and
+        be rolled back with it.
+        """
+        sound: bool | None = super()._checked(item)
+        if sound and _in_transaction(item):
+            try:
+                within(self._book.check_timeout, item.rollback, CutOff)
+            except CutOff:
+                return None
+        return sound
 
     def _adopt(self, item: psycopg.Connection[Any]) -> None:
         refuse_blocking(item)
@@ -379,24 +386,6 @@ def _pooled(connection_class: type[Any]) -> type[Any]:
     Pooled.__name__ = Pooled.__qualname__ = f"Pooled{connection_class.__name__}"
     Pooled.__module__ = connection_class.__module__
     return Pooled
-
-
-def _at_rest_after(check: Callable[..., bool]) -> Callable[..., bool]:
-    """Have *check*, a function or method, leave no transaction open.
-
-    A SELECT opens one, and so a user's ``transaction()`` would be within it, and
-    be rolled back with it.
-    """
-
-    @wraps(check)
-    def checked(*args: Any) -> bool:
-        fit = check(*args)
-        conn: psycopg.Connection[Any] = args[-1]
-        if fit and _in_transaction(conn):
-            conn.rollback()
-        return fit
-
-    return checked
 
 
 def _in_transaction(conn: psycopg.Connection[Any]) -> bool:

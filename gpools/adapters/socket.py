@@ -178,7 +178,8 @@ class _Terms:
             try:
                 return self._connect_to(socket.AF_UNIX, 0, self.address)
             except OSError as error:
-                error.filename = self.address  # shows who meant a host that it is a path
+                if error.errno is not None:  # else it would show nothing but that
+                    error.filename = self.address  # for who meant a host, and it is a path
                 raise
         failure: OSError | None = None
         for family, _, protocol, _, address in socket.getaddrinfo(
