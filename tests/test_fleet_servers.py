@@ -228,6 +228,21 @@ def test_an_owner_that_is_gone_is_asked_for_less_and_less_often(fleet, cluster):
     pool.put(pool.get(timeout=20))
 
 
+def test_in_a_cluster_no_pool_hears_the_answer_to_another(fleet, cluster):
+    """The refusal to let one listen shifted all answers: one was granted another's token."""
+    url = cluster[0].url
+    pools = [fleet(url, name_on(cluster, owner), lease=30.0) for owner in (2, 0, 0)]
+    other = fleet(f"{url}?", pools[2].name, lease=30.0)  # on another connection
+    held = other.get(timeout=10)
+    waiters = [spawn(pool.get) for pool in pools]  # which connect as one
+    for pool, waiter in zip(pools[:2], waiters[:2], strict=True):
+        pool.put(waiter.get(timeout=20))
+    until(lambda: waiting(other) == 1)
+    assert not waiters[2].ready()
+    other.put(held)
+    pools[2].put(waiters[2].get(timeout=20))
+
+
 class SentinelServer(RedisServer):
     """Watches *master* alone."""
 

@@ -71,6 +71,9 @@ class Member(Protocol):
     def link_down(self, error: Exception, tried: bool) -> None:
         """Called when it is lost, and, with *tried*, when connecting has failed."""
 
+    def denied(self, error: ServerError) -> None:
+        """Called when the server does not let it listen."""
+
     def pushed(self, channel: bytes, message: bytes) -> None:
         """Called with what was published for it."""
 
@@ -194,8 +197,7 @@ class Link:
             self.members.pop(channel, None)
         if self.members:
             if self.up:
-                word = b"UNSUBSCRIBE" if self.publish == b"PUBLISH" else b"SUNSUBSCRIBE"
-                self._write(packed(word, *member.channels))
+                self._listen(b"unsubscribe", member, lambda error: None)
         else:
             self._close()
             _links.pop((id(self.hub), self.source.key, self.address, self.alone), None)
@@ -299,8 +301,21 @@ class Link:
             member.link_up()
 
     def _subscribe(self, member: Member) -> None:
-        word = b"SUBSCRIBE" if self.publish == b"PUBLISH" else b"SSUBSCRIBE"
-        self._write(packed(word, *member.channels))
+        def denied(error: Any) -> None:
+            if member.channels[0] in self.members:
+                member.denied(error)
+
+        self._listen(b"subscribe", member, denied)
+
+    def _listen(self, word: bytes, member: Member, denied: Callable[[Any], None]) -> None:
+        """Begin, or end, to listen for *member*; *denied* gets an error reply."""
+        if self.publish == b"SPUBLISH":
+            word = b"s" + word
+        for channel in member.channels:
+            # One by one, for then each has one reply in its turn: a push like it, or an error.
+            words = packed(word, channel)
+            self._pending.append((denied, 0, words))
+            self._write(words)
 
     def _close(self) -> None:
         self.up = False
@@ -401,8 +416,11 @@ class Link:
                 member = self.members.get(reply[1])
                 if member is not None:
                     member.pushed(reply[1], reply[2])
-            elif reply[0] == b"sunsubscribe" and reply[1] in self.members:
-                raise ConnectionError("the slot has moved to another node")
+            elif reply[0].endswith(b"subscribe"):
+                if self._pending and self._pending[0][2] == packed(*reply[:2]):
+                    self._pending.popleft()
+                elif reply[0] == b"sunsubscribe" and reply[1] in self.members:
+                    raise ConnectionError("the slot has moved to another node")
         elif self._pending:
             self._answer(reply, *self._pending.popleft())
         elif isinstance(reply, ServerError):

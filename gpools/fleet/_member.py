@@ -360,6 +360,10 @@ class Member:
             )
             self._serve_locally()
 
+    def denied(self, error: ServerError) -> None:
+        if self.flying is not None:
+            self._denied(self.flying, error)  # the sync, which is of no use then
+
     def pushed(self, channel: bytes, message: bytes) -> None:
         if channel != self.channels[0]:
             self._recalled()
