@@ -596,6 +596,28 @@ def test_a_cut_connection_costs_neither_tokens_nor_places(fleet, redis_server, n
     until(lambda: empty(b))
 
 
+def test_a_connection_that_cannot_be_closed_is_replaced(fleet, redis_server, name, monkeypatch):
+    """One whose socket was made in a hub that is gone says ValueError to it."""
+    a, b = fleet(redis_server, name, 1), fleet(redis_server, f"{name} b", 1)
+    held = a.get()
+    link, disconnect = a._member().link, redis.Connection.disconnect
+
+    def fail(conn, *args):
+        disconnect(conn, *args)
+        raise ValueError("operation on destroyed loop")
+
+    monkeypatch.setattr(redis.Connection, "disconnect", fail)
+    until(lambda: b._member().start() or b._member().ready)
+    assert b._member().link is link
+    link.fail(ConnectionError("cut"))
+    b.put(b.get(timeout=5))
+    a.put(held)
+    until(lambda: empty(a))
+    for pool in (a, b):
+        pool.close()
+    assert link not in _link._links.values()
+
+
 def test_who_ended_as_the_connection_was_lost_is_not_in_line(fleet, redis_server, name):
     pool = fleet(redis_server, name, 1, lease=30.0)
     held, member = pool.get(), pool._member()
@@ -1225,6 +1247,28 @@ def test_a_forked_child_does_not_spin_on_what_it_inherited(fleet, redis_server, 
         return loop.iteration - before
 
     assert in_child(sleep) < 100
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_while_one_closes_the_child_still_shares_its_connection(fleet, redis_server, name):
+    """The child has a copy of who closes, whose end took the child's connection for its own."""
+    pool = fleet(redis_server, name)
+    pool.put(pool.get())
+    pool._member().link._write = lambda data: None  # so that it waits
+    closing = spawn(pool.close)
+
+    def child():
+        settings = (redis_server.url, name, 2)
+        mine = DistributedTokenPool(*settings)
+        mine.put(mine.get(timeout=5))
+        until(closing.ready)
+        other = DistributedTokenPool(*settings)
+        other.put(other.get(timeout=5))
+        return other._member().link is mine._member().link
+
+    settle()
+    assert in_child(child) is True
+    closing.get(timeout=5)
 
 
 @pytest.mark.usefixtures("cooperative")

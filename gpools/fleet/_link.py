@@ -17,6 +17,7 @@ import ssl
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from inspect import iscoroutinefunction
 from random import choice, random
@@ -200,7 +201,9 @@ class Link:
                 self._listen(b"unsubscribe", member, lambda error: None)
         else:
             self._close()
-            _links.pop((id(self.hub), self.source.key, self.address, self.alone), None)
+            key = (id(self.hub), self.source.key, self.address, self.alone)
+            if _links.get(key) is self:  # not so in a child, which may have another
+                del _links[key]
 
     def run(self, count: int, words: bytes, heard: Callable[[Any], None]) -> None:
         """Have the server run the script; *heard* gets the reply.
@@ -287,7 +290,7 @@ class Link:
             # Failed, or cut off half way: nobody else will close it.
             if not self._abandoned:
                 self._conn = None
-                conn.disconnect()
+                _disconnect(conn)
                 close_half_open(conn, error)
             raise _explained(error) from error
         loop = self.hub.loop
@@ -325,7 +328,7 @@ class Link:
         self._pending.clear()
         self._out.clear()
         if conn is not None and not self._abandoned and self._connector is None:
-            conn.disconnect()
+            _disconnect(conn)
 
     def _unwatch(self) -> None:
         for watcher in self._watchers:
@@ -479,6 +482,13 @@ def _shake_hands(conn: Any) -> dict[Any, Any] | Exception:
         return {_text(key): _text(value) for key, value in conn.read_response().items()}
     except Exception as error:  # raised in a thread of the pool, it would be printed
         return error
+
+
+def _disconnect(conn: Any) -> None:
+    # Whatever its socket says to that, one made in a hub that is gone for example, the
+    # members are to be told, and to have another.
+    with suppress(Exception):
+        conn.disconnect()
 
 
 def _publish_command(hello: dict[Any, Any]) -> bytes:
