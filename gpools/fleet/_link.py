@@ -177,20 +177,18 @@ class Link:
             link = _links[key] = cls(source, address, alone)
         return link
 
-    def join(self, member: Member) -> None:
-        """Serve *member* from now on."""
+    def join(self, member: Member, failures: int = 0) -> None:
+        """Serve *member* from now on; pause first if it has failed so often elsewhere."""
         for channel in member.channels:
             self.members[channel] = member
-        if self.up:
-            self._subscribe(member)
-            member.link_up()
-        elif self._connector is None:
-            self._connector = spawn_raw(self._connect)
-
-    def hesitate(self, failures: int) -> None:
-        """Pause before connecting as after so many failures; the member comes from elsewhere."""
         if not self.up:
             self._failures = max(self._failures, failures)
+            if self._connector is None:
+                self._connector = spawn_raw(self._connect)
+        elif failures:
+            spawn_raw(self._begin_later, member, failures, self._conn)
+        else:
+            self._begin(member)
 
     def part(self, member: Member) -> None:
         """Serve *member* no more; without members there is no connection."""
@@ -252,8 +250,7 @@ class Link:
     def _connect(self) -> None:
         while self.members and not self._abandoned:
             if self._failures:
-                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16))
-                sleep(pause * (0.5 + random()))
+                _pause(self._failures)
             try:
                 self._open()
             except BaseException as error:
@@ -300,15 +297,20 @@ class Link:
         self.up, self._proven, self._connector = True, False, None
         self.connections += 1
         for member in self._each():
-            self._subscribe(member)
-            member.link_up()
+            self._begin(member)
 
-    def _subscribe(self, member: Member) -> None:
+    def _begin(self, member: Member) -> None:
         def denied(error: Any) -> None:
             if member.channels[0] in self.members:
                 member.denied(error)
 
         self._listen(b"subscribe", member, denied)
+        member.link_up()
+
+    def _begin_later(self, member: Member, failures: int, conn: Any) -> None:
+        _pause(failures)
+        if conn is self._conn and member.channels[0] in self.members:  # else it has begun, or left
+            self._begin(member)
 
     def _listen(self, word: bytes, member: Member, denied: Callable[[Any], None]) -> None:
         """Begin, or end, to listen for *member*; *denied* gets an error reply."""
@@ -473,6 +475,11 @@ def _explained(error: BaseException) -> BaseException:
     if isinstance(error, ServerError):
         return ConnectionError(f"the server answered {text}")
     return error
+
+
+def _pause(failures: int) -> None:
+    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
+    sleep(pause * (0.5 + random()))
 
 
 def _shake_hands(conn: Any) -> dict[Any, Any] | Exception:

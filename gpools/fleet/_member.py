@@ -740,9 +740,8 @@ class Member:
         if self.link is not None:
             self.link.part(self)
         self.link = Link.of(self.source, address, self.process if self.alone else None)
-        self.link.hesitate(self.relinks)
+        self.link.join(self, self.relinks)
         self.relinks += 1
-        self.link.join(self)
 
     # Timing.
 
