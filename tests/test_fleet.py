@@ -1133,6 +1133,20 @@ def test_kept_tokens_go_when_a_reconnected_waiter_comes(fleet, redis_server, nam
     b.put(b.get(timeout=1))
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_kept_tokens_go_from_each_pool_of_the_name(fleet, redis_server, name, closed):
+    """Of two on one connection only the last one heard, and none once that was closed."""
+    a, b = (fleet(redis_server, name, 2, lease=60.0, keep=2) for _ in range(2))
+    for token in [a.get() for _ in range(2)]:
+        a.put(token)
+    assert used(a) == 2
+    b.stats()
+    if closed:
+        b.close()
+    other = fleet(redis_server, name, 2)
+    other.put(other.get(timeout=10))
+
+
 def test_kept_tokens_go_when_the_size_shrinks(fleet, redis_server, name):
     """Taken again and again, they were more than the new size for as long as nobody waited."""
     a, b = fleet(redis_server, name, 5, lease=60.0, keep=5), fleet(redis_server, name, 5)

@@ -16,10 +16,11 @@ import logging
 import ssl
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from inspect import iscoroutinefunction
+from itertools import chain
 from random import choice, random
 from typing import Any, Protocol
 
@@ -146,7 +147,7 @@ class Link:
         self.address = address  # of a node of a cluster, where it is not the source's own
         self.alone = alone  # the one member that it is for
         self.hub = get_hub()
-        self.members: dict[bytes, Member] = {}  # by channel
+        self.members: dict[bytes, list[Member]] = {}  # by channel
         self.publish = b"PUBLISH"
         self.up = False
         self.connections = 0  # so many so far
@@ -180,7 +181,7 @@ class Link:
     def join(self, member: Member, failures: int = 0) -> None:
         """Serve *member* from now on; pause first if it has failed so often elsewhere."""
         for channel in member.channels:
-            self.members[channel] = member
+            self.members.setdefault(channel, []).append(member)
         if not self.up:
             self._failures = max(self._failures, failures)
             if self._connector is None:
@@ -192,11 +193,16 @@ class Link:
 
     def part(self, member: Member) -> None:
         """Serve *member* no more; without members there is no connection."""
+        left = []
         for channel in member.channels:
-            self.members.pop(channel, None)
+            others = [other for other in self.members.pop(channel, ()) if other is not member]
+            if others:  # of the same name, which are recalled as one
+                self.members[channel] = others
+            else:
+                left.append(channel)
         if self.members:
             if self.up:
-                self._listen(b"unsubscribe", member, lambda error: None)
+                self._listen(b"unsubscribe", left, lambda error: None)
         else:
             self._close()
             key = (id(self.hub), self.source.key, self.address, self.alone)
@@ -243,7 +249,7 @@ class Link:
             abandon([conn, sock], [sock.fileno()] if sock.fileno() >= 0 else [])
 
     def _each(self) -> list[Member]:
-        return list(dict.fromkeys(self.members.values()))
+        return list(dict.fromkeys(chain(*self.members.values())))
 
     # Connecting, in a greenlet of its own.
 
@@ -304,7 +310,7 @@ class Link:
             if member.channels[0] in self.members:
                 member.denied(error)
 
-        self._listen(b"subscribe", member, denied)
+        self._listen(b"subscribe", member.channels, denied)
         member.link_up()
 
     def _begin_later(self, member: Member, failures: int, conn: Any) -> None:
@@ -312,11 +318,13 @@ class Link:
         if conn is self._conn and member.channels[0] in self.members:  # else it has begun, or left
             self._begin(member)
 
-    def _listen(self, word: bytes, member: Member, denied: Callable[[Any], None]) -> None:
-        """Begin, or end, to listen for *member*; *denied* gets an error reply."""
+    def _listen(
+        self, word: bytes, channels: Iterable[bytes], denied: Callable[[Any], None]
+    ) -> None:
+        """Begin, or end, to listen on *channels*; *denied* gets an error reply."""
         if self.publish == b"SPUBLISH":
             word = b"s" + word
-        for channel in member.channels:
+        for channel in channels:
             # One by one, for then each has one reply in its turn: a push like it, or an error.
             words = packed(word, channel)
             self._pending.append((denied, 0, words))
@@ -418,8 +426,7 @@ class Link:
     def _take(self, reply: Any) -> None:
         if isinstance(reply, Push):
             if reply[0] in (b"message", b"smessage"):
-                member = self.members.get(reply[1])
-                if member is not None:
+                for member in [*self.members.get(reply[1], ())]:
                     member.pushed(reply[1], reply[2])
             elif reply[0].endswith(b"subscribe"):
                 if self._pending and self._pending[0][2] == packed(*reply[:2]):
