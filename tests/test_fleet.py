@@ -340,7 +340,8 @@ def test_closed_with_many_in_line_it_leaves_none_behind(fleet, redis_server, nam
     a.put(held)
 
 
-def test_closed_in_the_hub_it_leaves_without_waiting(fleet, redis_server, name):
+@pytest.mark.parametrize("flushed", [False, True])
+def test_closed_in_the_hub_it_leaves_without_waiting(fleet, redis_server, name, flushed):
     """A handler of a signal runs there, if the program is idle."""
     pool, other = (fleet(redis_server, name, 1, lease=30.0) for _ in range(2))
     pool.get()
@@ -352,6 +353,8 @@ def test_closed_in_the_hub_it_leaves_without_waiting(fleet, redis_server, name):
         except BaseException as error:
             closing.append(error)
 
+    if flushed:
+        redis_server.call("SCRIPT", "FLUSH")
     gevent.get_hub().loop.run_callback(close)
     assert until(lambda: closing) == [None]
     other.put(other.get(timeout=5))

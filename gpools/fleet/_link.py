@@ -297,7 +297,7 @@ class Link:
                 close_half_open(conn, error)
             raise _explained(error) from error
         loop = self.hub.loop
-        self._sock, self._replies = sock, Replies()
+        self._conn, self._sock, self._replies = conn, sock, Replies()
         self._watchers = (loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2))
         self._watchers[0].start(self._readable)
         self.up, self._proven, self._connector = True, False, None

@@ -293,7 +293,10 @@ class Member:
             spawn_raw(self._say_goodbye)
 
     def _say_goodbye(self) -> None:
-        result = self.close(partial(closed_error, self.settings.name))
+        self.end_after(self.close(partial(closed_error, self.settings.name)))
+
+    def end_after(self, result: AsyncResult[Any]) -> None:
+        """Wait, but not for long, until the server has noted that we leave; then `end`."""
         try:
             result.wait(GOODBYE)
         finally:
@@ -382,7 +385,7 @@ class Member:
         """Tell the server how things are here."""
         self._drop_flight()
         self.ready = False
-        if self.link is None or not self.link.up or self.abandoned:
+        if self.link is None or not self.link.up or self.over:
             return
         self.generation += 1
         self.unsent = 0
