@@ -621,6 +621,22 @@ def test_a_connection_that_cannot_be_closed_is_replaced(fleet, redis_server, nam
     assert link not in _link._links.values()
 
 
+def test_given_up_while_it_connects_a_link_keeps_what_it_opens(
+    fleet, redis_server, name, monkeypatch
+):
+    """Forgotten, its socket was closed with a watcher on it, for which libev ends the process."""
+    pool, publish_command = fleet(redis_server, name), _link._publish_command
+
+    def give_up(hello):
+        pool._member().link.fail(ConnectionError("cut"))
+        return publish_command(hello)
+
+    monkeypatch.setattr(_link, "_publish_command", give_up)
+    with pool.item(timeout=5):
+        link = pool._member().link
+        assert link._conn._sock is link._sock
+
+
 def test_who_ended_as_the_connection_was_lost_is_not_in_line(fleet, redis_server, name):
     pool = fleet(redis_server, name, 1, lease=30.0)
     held, member = pool.get(), pool._member()
