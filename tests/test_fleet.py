@@ -637,6 +637,24 @@ def test_given_up_while_it_connects_a_link_keeps_what_it_opens(
         assert link._conn._sock is link._sock
 
 
+def test_closed_while_it_connects_a_pool_says_nothing(
+    fleet, redis_server, name, monkeypatch, caplog
+):
+    """It warned that the connection was down: "not wanted any more"."""
+    pool, publish_command = fleet(redis_server, name), _link._publish_command
+
+    def close(hello):
+        pool.close()
+        return publish_command(hello)
+
+    monkeypatch.setattr(_link, "_publish_command", close)
+    with pytest.raises(PoolClosed):
+        pool.get(timeout=5)
+    until(lambda: redis_server.stats()["open"] == 0)
+    settle()
+    assert not caplog.text
+
+
 def test_who_ended_as_the_connection_was_lost_is_not_in_line(fleet, redis_server, name):
     pool = fleet(redis_server, name, 1, lease=30.0)
     held, member = pool.get(), pool._member()

@@ -263,6 +263,8 @@ class Link:
                 # Whatever it was, a Timeout of this function's included: tried, and failed.
                 if self._abandoned:
                     return
+                if not self.members:
+                    break  # which was the error, or makes it nobody's
                 self._failures += 1
                 shown = error if isinstance(error, Exception) else ConnectionError(repr(error))
                 self._note(shown)
