@@ -1043,6 +1043,20 @@ def test_a_server_that_answers_with_errors_is_out_of_reach(fleet, start_server, 
     assert pool.max_size == 8
 
 
+def test_stats_of_a_server_that_answers_with_errors_are_unavailable(fleet, start_server, name):
+    """They raised ConnectionError, or, from a node that owns the pool no more, Moved."""
+    server = start_server(RedisServer)
+    pool = fleet(server, name, lease=60.0)
+    pool.put(pool.get(timeout=5))
+    until(lambda: empty(pool))
+    server.call("CONFIG", "SET", "replica-serve-stale-data", "no")
+    server.call("REPLICAOF", "127.0.0.1", free_port())
+    with pytest.raises(PoolUnavailable, match="MASTERDOWN"):
+        pool.stats()
+    server.call("REPLICAOF", "NO", "ONE")
+    pool.put(pool.get(timeout=15))
+
+
 def test_a_pool_that_is_refused_cuts_others_off_once(fleet, start_server, name):
     """They were on one connection, which was given up each time that it was refused again."""
     server = start_server(RedisServer)

@@ -448,7 +448,9 @@ class Member:
         def heard(reply: Any) -> None:
             self.running.discard(result)
             if isinstance(reply, ServerError):
-                result.set_exception(trouble(reply))
+                error = trouble(reply)
+                refused = isinstance(error, Refused)
+                result.set_exception(error if refused else _unavailable(self.settings.name, error))
             else:
                 result.set(reply)
 
