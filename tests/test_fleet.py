@@ -747,14 +747,14 @@ def flushed(fleet, server, name, lease):
 
 
 def test_flushed_data_is_told_anew_and_holders_are_warned(fleet, redis_server, name):
-    a, b, held, lost = flushed(fleet, redis_server, name, lease=0.6)
+    a, b, held, lost = flushed(fleet, redis_server, name, lease=1.5)
     until(lambda: lost)
     assert lost == [held]
     assert held.lost
     assert not held.valid
     a.put(held)
     until(lambda: empty(b))
-    [b.put(token) for token in [b.get(timeout=5), b.get(timeout=5)]]
+    [b.put(token) for token in [b.get(timeout=20), b.get(timeout=20)]]
 
 
 def test_without_a_word_of_it_holders_are_not_warned_of_flushed_data(
