@@ -340,7 +340,8 @@ def test_closed_with_many_in_line_it_leaves_none_behind(fleet, redis_server, nam
     a.put(held)
 
 
-def test_closed_in_the_hub_it_leaves_without_waiting(fleet, redis_server, name):
+@pytest.mark.parametrize("flushed", [False, True])
+def test_closed_in_the_hub_it_leaves_without_waiting(fleet, redis_server, name, flushed):
     """A handler of a signal runs there, if the program is idle."""
     pool, other = (fleet(redis_server, name, 1, lease=30.0) for _ in range(2))
     pool.get()
@@ -352,6 +353,8 @@ def test_closed_in_the_hub_it_leaves_without_waiting(fleet, redis_server, name):
         except BaseException as error:
             closing.append(error)
 
+    if flushed:
+        redis_server.call("SCRIPT", "FLUSH")
     gevent.get_hub().loop.run_callback(close)
     assert until(lambda: closing) == [None]
     other.put(other.get(timeout=5))
@@ -596,6 +599,62 @@ def test_a_cut_connection_costs_neither_tokens_nor_places(fleet, redis_server, n
     until(lambda: empty(b))
 
 
+def test_a_connection_that_cannot_be_closed_is_replaced(fleet, redis_server, name, monkeypatch):
+    """One whose socket was made in a hub that is gone says ValueError to it."""
+    a, b = fleet(redis_server, name, 1), fleet(redis_server, f"{name} b", 1)
+    held = a.get()
+    link, disconnect = a._member().link, redis.Connection.disconnect
+
+    def fail(conn, *args):
+        disconnect(conn, *args)
+        raise ValueError("operation on destroyed loop")
+
+    monkeypatch.setattr(redis.Connection, "disconnect", fail)
+    until(lambda: b._member().start() or b._member().ready)
+    assert b._member().link is link
+    link.fail(ConnectionError("cut"))
+    b.put(b.get(timeout=5))
+    a.put(held)
+    until(lambda: empty(a))
+    for pool in (a, b):
+        pool.close()
+    assert link not in _link._links.values()
+
+
+def test_given_up_while_it_connects_a_link_keeps_what_it_opens(
+    fleet, redis_server, name, monkeypatch
+):
+    """Forgotten, its socket was closed with a watcher on it, for which libev ends the process."""
+    pool, publish_command = fleet(redis_server, name), _link._publish_command
+
+    def give_up(hello):
+        pool._member().link.fail(ConnectionError("cut"))
+        return publish_command(hello)
+
+    monkeypatch.setattr(_link, "_publish_command", give_up)
+    with pool.item(timeout=5):
+        link = pool._member().link
+        assert link._conn._sock is link._sock
+
+
+def test_closed_while_it_connects_a_pool_says_nothing(
+    fleet, redis_server, name, monkeypatch, caplog
+):
+    """It warned that the connection was down: "not wanted any more"."""
+    pool, publish_command = fleet(redis_server, name), _link._publish_command
+
+    def close(hello):
+        pool.close()
+        return publish_command(hello)
+
+    monkeypatch.setattr(_link, "_publish_command", close)
+    with pytest.raises(PoolClosed):
+        pool.get(timeout=5)
+    until(lambda: redis_server.stats()["open"] == 0)
+    settle()
+    assert not caplog.text
+
+
 def test_who_ended_as_the_connection_was_lost_is_not_in_line(fleet, redis_server, name):
     pool = fleet(redis_server, name, 1, lease=30.0)
     held, member = pool.get(), pool._member()
@@ -688,14 +747,14 @@ def flushed(fleet, server, name, lease):
 
 
 def test_flushed_data_is_told_anew_and_holders_are_warned(fleet, redis_server, name):
-    a, b, held, lost = flushed(fleet, redis_server, name, lease=0.6)
+    a, b, held, lost = flushed(fleet, redis_server, name, lease=1.5)
     until(lambda: lost)
     assert lost == [held]
     assert held.lost
     assert not held.valid
     a.put(held)
     until(lambda: empty(b))
-    [b.put(token) for token in [b.get(timeout=5), b.get(timeout=5)]]
+    [b.put(token) for token in [b.get(timeout=20), b.get(timeout=20)]]
 
 
 def test_without_a_word_of_it_holders_are_not_warned_of_flushed_data(
@@ -984,6 +1043,20 @@ def test_a_server_that_answers_with_errors_is_out_of_reach(fleet, start_server, 
     assert pool.max_size == 8
 
 
+def test_stats_of_a_server_that_answers_with_errors_are_unavailable(fleet, start_server, name):
+    """They raised ConnectionError, or, from a node that owns the pool no more, Moved."""
+    server = start_server(RedisServer)
+    pool = fleet(server, name, lease=60.0)
+    pool.put(pool.get(timeout=5))
+    until(lambda: empty(pool))
+    server.call("CONFIG", "SET", "replica-serve-stale-data", "no")
+    server.call("REPLICAOF", "127.0.0.1", free_port())
+    with pytest.raises(PoolUnavailable, match="MASTERDOWN"):
+        pool.stats()
+    server.call("REPLICAOF", "NO", "ONE")
+    pool.put(pool.get(timeout=15))
+
+
 def test_a_pool_that_is_refused_cuts_others_off_once(fleet, start_server, name):
     """They were on one connection, which was given up each time that it was refused again."""
     server = start_server(RedisServer)
@@ -1111,6 +1184,20 @@ def test_kept_tokens_go_when_a_reconnected_waiter_comes(fleet, redis_server, nam
     b.put(b.get(timeout=1))
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_kept_tokens_go_from_each_pool_of_the_name(fleet, redis_server, name, closed):
+    """Of two on one connection only the last one heard, and none once that was closed."""
+    a, b = (fleet(redis_server, name, 2, lease=60.0, keep=2) for _ in range(2))
+    for token in [a.get() for _ in range(2)]:
+        a.put(token)
+    assert used(a) == 2
+    b.stats()
+    if closed:
+        b.close()
+    other = fleet(redis_server, name, 2)
+    other.put(other.get(timeout=10))
+
+
 def test_kept_tokens_go_when_the_size_shrinks(fleet, redis_server, name):
     """Taken again and again, they were more than the new size for as long as nobody waited."""
     a, b = fleet(redis_server, name, 5, lease=60.0, keep=5), fleet(redis_server, name, 5)
@@ -1225,6 +1312,28 @@ def test_a_forked_child_does_not_spin_on_what_it_inherited(fleet, redis_server, 
         return loop.iteration - before
 
     assert in_child(sleep) < 100
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_while_one_closes_the_child_still_shares_its_connection(fleet, redis_server, name):
+    """The child has a copy of who closes, whose end took the child's connection for its own."""
+    pool = fleet(redis_server, name)
+    pool.put(pool.get())
+    pool._member().link._write = lambda data: None  # so that it waits
+    closing = spawn(pool.close)
+
+    def child():
+        settings = (redis_server.url, name, 2)
+        mine = DistributedTokenPool(*settings)
+        mine.put(mine.get(timeout=5))
+        until(closing.ready)
+        other = DistributedTokenPool(*settings)
+        other.put(other.get(timeout=5))
+        return other._member().link is mine._member().link
+
+    settle()
+    assert in_child(child) is True
+    closing.get(timeout=5)
 
 
 @pytest.mark.usefixtures("cooperative")

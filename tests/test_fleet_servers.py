@@ -228,6 +228,42 @@ def test_an_owner_that_is_gone_is_asked_for_less_and_less_often(fleet, cluster):
     pool.put(pool.get(timeout=20))
 
 
+def test_between_two_nodes_that_name_each_other_it_goes_slower_and_slower(fleet, cluster):
+    """While they did not agree it was sent to and fro some thousand times in a second."""
+    url = cluster[2].url
+    homes = [fleet(url, name_on(cluster, owner), lease=30.0) for owner in (0, 1)]
+    for pool in homes:  # which keep the connections
+        pool.put(pool.get(timeout=10))
+    name = name_on(cluster, 0)
+    slot = cluster[0].call("CLUSTER", "KEYSLOT", f"gp:{{{name}}}")
+    ids = [node.call("CLUSTER", "MYID") for node in cluster]
+    cluster[0].call("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+    try:
+        pool = fleet(url, name, lease=30.0)
+        waiter = spawn(pool.get)
+        until(lambda: pool._member().relinks > 2, timeout=20)
+        gevent.sleep(0.5)
+        assert pool._member().relinks < 20
+    finally:
+        cluster[0].call("CLUSTER", "SETSLOT", slot, "NODE", ids[0])
+    pool.put(waiter.get(timeout=20))
+
+
+def test_in_a_cluster_no_pool_hears_the_answer_to_another(fleet, cluster):
+    """The refusal to let one listen shifted all answers: one was granted another's token."""
+    url = cluster[0].url
+    pools = [fleet(url, name_on(cluster, owner), lease=30.0) for owner in (2, 0, 0)]
+    other = fleet(f"{url}?", pools[2].name, lease=30.0)  # on another connection
+    held = other.get(timeout=10)
+    waiters = [spawn(pool.get) for pool in pools]  # which connect as one
+    for pool, waiter in zip(pools[:2], waiters[:2], strict=True):
+        pool.put(waiter.get(timeout=20))
+    until(lambda: waiting(other) == 1)
+    assert not waiters[2].ready()
+    other.put(held)
+    pools[2].put(waiters[2].get(timeout=20))
+
+
 class SentinelServer(RedisServer):
     """Watches *master* alone."""
 

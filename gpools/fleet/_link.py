@@ -16,9 +16,11 @@ import logging
 import ssl
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from inspect import iscoroutinefunction
+from itertools import chain
 from random import choice, random
 from typing import Any, Protocol
 
@@ -70,6 +72,9 @@ class Member(Protocol):
 
     def link_down(self, error: Exception, tried: bool) -> None:
         """Called when it is lost, and, with *tried*, when connecting has failed."""
+
+    def denied(self, error: ServerError) -> None:
+        """Called when the server does not let it listen."""
 
     def pushed(self, channel: bytes, message: bytes) -> None:
         """Called with what was published for it."""
@@ -142,7 +147,7 @@ class Link:
         self.address = address  # of a node of a cluster, where it is not the source's own
         self.alone = alone  # the one member that it is for
         self.hub = get_hub()
-        self.members: dict[bytes, Member] = {}  # by channel
+        self.members: dict[bytes, list[Member]] = {}  # by channel
         self.publish = b"PUBLISH"
         self.up = False
         self.connections = 0  # so many so far
@@ -173,32 +178,36 @@ class Link:
             link = _links[key] = cls(source, address, alone)
         return link
 
-    def join(self, member: Member) -> None:
-        """Serve *member* from now on."""
+    def join(self, member: Member, failures: int = 0) -> None:
+        """Serve *member* from now on; pause first if it has failed so often elsewhere."""
         for channel in member.channels:
-            self.members[channel] = member
-        if self.up:
-            self._subscribe(member)
-            member.link_up()
-        elif self._connector is None:
-            self._connector = spawn_raw(self._connect)
-
-    def hesitate(self, failures: int) -> None:
-        """Pause before connecting as after so many failures; the member comes from elsewhere."""
+            self.members.setdefault(channel, []).append(member)
         if not self.up:
             self._failures = max(self._failures, failures)
+            if self._connector is None:
+                self._connector = spawn_raw(self._connect)
+        elif failures:
+            spawn_raw(self._begin_later, member, failures, self._conn)
+        else:
+            self._begin(member)
 
     def part(self, member: Member) -> None:
         """Serve *member* no more; without members there is no connection."""
+        left = []
         for channel in member.channels:
-            self.members.pop(channel, None)
+            others = [other for other in self.members.pop(channel, ()) if other is not member]
+            if others:  # of the same name, which are recalled as one
+                self.members[channel] = others
+            else:
+                left.append(channel)
         if self.members:
             if self.up:
-                word = b"UNSUBSCRIBE" if self.publish == b"PUBLISH" else b"SUNSUBSCRIBE"
-                self._write(packed(word, *member.channels))
+                self._listen(b"unsubscribe", left, lambda error: None)
         else:
             self._close()
-            _links.pop((id(self.hub), self.source.key, self.address, self.alone), None)
+            key = (id(self.hub), self.source.key, self.address, self.alone)
+            if _links.get(key) is self:  # not so in a child, which may have another
+                del _links[key]
 
     def run(self, count: int, words: bytes, heard: Callable[[Any], None]) -> None:
         """Have the server run the script; *heard* gets the reply.
@@ -240,21 +249,22 @@ class Link:
             abandon([conn, sock], [sock.fileno()] if sock.fileno() >= 0 else [])
 
     def _each(self) -> list[Member]:
-        return list(dict.fromkeys(self.members.values()))
+        return list(dict.fromkeys(chain(*self.members.values())))
 
     # Connecting, in a greenlet of its own.
 
     def _connect(self) -> None:
         while self.members and not self._abandoned:
             if self._failures:
-                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16))
-                sleep(pause * (0.5 + random()))
+                _pause(self._failures)
             try:
                 self._open()
             except BaseException as error:
                 # Whatever it was, a Timeout of this function's included: tried, and failed.
                 if self._abandoned:
                     return
+                if not self.members:
+                    break  # which was the error, or makes it nobody's
                 self._failures += 1
                 shown = error if isinstance(error, Exception) else ConnectionError(repr(error))
                 self._note(shown)
@@ -285,22 +295,42 @@ class Link:
             # Failed, or cut off half way: nobody else will close it.
             if not self._abandoned:
                 self._conn = None
-                conn.disconnect()
+                _disconnect(conn)
                 close_half_open(conn, error)
             raise _explained(error) from error
         loop = self.hub.loop
-        self._sock, self._replies = sock, Replies()
+        self._conn, self._sock, self._replies = conn, sock, Replies()
         self._watchers = (loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2))
         self._watchers[0].start(self._readable)
         self.up, self._proven, self._connector = True, False, None
         self.connections += 1
         for member in self._each():
-            self._subscribe(member)
-            member.link_up()
+            self._begin(member)
 
-    def _subscribe(self, member: Member) -> None:
-        word = b"SUBSCRIBE" if self.publish == b"PUBLISH" else b"SSUBSCRIBE"
-        self._write(packed(word, *member.channels))
+    def _begin(self, member: Member) -> None:
+        def denied(error: Any) -> None:
+            if member.channels[0] in self.members:
+                member.denied(error)
+
+        self._listen(b"subscribe", member.channels, denied)
+        member.link_up()
+
+    def _begin_later(self, member: Member, failures: int, conn: Any) -> None:
+        _pause(failures)
+        if conn is self._conn and member.channels[0] in self.members:  # else it has begun, or left
+            self._begin(member)
+
+    def _listen(
+        self, word: bytes, channels: Iterable[bytes], denied: Callable[[Any], None]
+    ) -> None:
+        """Begin, or end, to listen on *channels*; *denied* gets an error reply."""
+        if self.publish == b"SPUBLISH":
+            word = b"s" + word
+        for channel in channels:
+            # One by one, for then each has one reply in its turn: a push like it, or an error.
+            words = packed(word, channel)
+            self._pending.append((denied, 0, words))
+            self._write(words)
 
     def _close(self) -> None:
         self.up = False
@@ -310,7 +340,7 @@ class Link:
         self._pending.clear()
         self._out.clear()
         if conn is not None and not self._abandoned and self._connector is None:
-            conn.disconnect()
+            _disconnect(conn)
 
     def _unwatch(self) -> None:
         for watcher in self._watchers:
@@ -398,11 +428,13 @@ class Link:
     def _take(self, reply: Any) -> None:
         if isinstance(reply, Push):
             if reply[0] in (b"message", b"smessage"):
-                member = self.members.get(reply[1])
-                if member is not None:
+                for member in [*self.members.get(reply[1], ())]:
                     member.pushed(reply[1], reply[2])
-            elif reply[0] == b"sunsubscribe" and reply[1] in self.members:
-                raise ConnectionError("the slot has moved to another node")
+            elif reply[0].endswith(b"subscribe"):
+                if self._pending and self._pending[0][2] == packed(*reply[:2]):
+                    self._pending.popleft()
+                elif reply[0] == b"sunsubscribe" and reply[1] in self.members:
+                    raise ConnectionError("the slot has moved to another node")
         elif self._pending:
             self._answer(reply, *self._pending.popleft())
         elif isinstance(reply, ServerError):
@@ -454,6 +486,11 @@ def _explained(error: BaseException) -> BaseException:
     return error
 
 
+def _pause(failures: int) -> None:
+    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
+    sleep(pause * (0.5 + random()))
+
+
 def _shake_hands(conn: Any) -> dict[Any, Any] | Exception:
     try:
         conn.connect()
@@ -461,6 +498,13 @@ def _shake_hands(conn: Any) -> dict[Any, Any] | Exception:
         return {_text(key): _text(value) for key, value in conn.read_response().items()}
     except Exception as error:  # raised in a thread of the pool, it would be printed
         return error
+
+
+def _disconnect(conn: Any) -> None:
+    # Whatever its socket says to that, one made in a hub that is gone for example, the
+    # members are to be told, and to have another.
+    with suppress(Exception):
+        conn.disconnect()
 
 
 def _publish_command(hello: dict[Any, Any]) -> bytes:

@@ -293,7 +293,10 @@ class Member:
             spawn_raw(self._say_goodbye)
 
     def _say_goodbye(self) -> None:
-        result = self.close(partial(closed_error, self.settings.name))
+        self.end_after(self.close(partial(closed_error, self.settings.name)))
+
+    def end_after(self, result: AsyncResult[Any]) -> None:
+        """Wait, but not for long, until the server has noted that we leave; then `end`."""
         try:
             result.wait(GOODBYE)
         finally:
@@ -360,6 +363,10 @@ class Member:
             )
             self._serve_locally()
 
+    def denied(self, error: ServerError) -> None:
+        if self.flying is not None:
+            self._denied(self.flying, error)  # the sync, which is of no use then
+
     def pushed(self, channel: bytes, message: bytes) -> None:
         if channel != self.channels[0]:
             self._recalled()
@@ -378,7 +385,7 @@ class Member:
         """Tell the server how things are here."""
         self._drop_flight()
         self.ready = False
-        if self.link is None or not self.link.up or self.abandoned:
+        if self.link is None or not self.link.up or self.over:
             return
         self.generation += 1
         self.unsent = 0
@@ -441,7 +448,9 @@ class Member:
         def heard(reply: Any) -> None:
             self.running.discard(result)
             if isinstance(reply, ServerError):
-                result.set_exception(trouble(reply))
+                error = trouble(reply)
+                refused = isinstance(error, Refused)
+                result.set_exception(error if refused else _unavailable(self.settings.name, error))
             else:
                 result.set(reply)
 
@@ -736,9 +745,8 @@ class Member:
         if self.link is not None:
             self.link.part(self)
         self.link = Link.of(self.source, address, self.process if self.alone else None)
-        self.link.hesitate(self.relinks)
+        self.link.join(self, self.relinks)
         self.relinks += 1
-        self.link.join(self)
 
     # Timing.
 

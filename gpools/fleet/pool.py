@@ -27,7 +27,7 @@ from gpools.connection import (
 from gpools.errors import NotInUse, PoolTimeout
 from gpools.fleet import _link
 from gpools.fleet._link import Source
-from gpools.fleet._member import GOODBYE, Member, Token, closed_error, info_of_this_process
+from gpools.fleet._member import Member, Token, closed_error, info_of_this_process
 from gpools.fleet._watch import FleetStats, fleet_stats
 
 __all__ = ["DistributedTokenPool"]
@@ -263,11 +263,11 @@ class DistributedTokenPool(Closing):
         if member is None:
             return
         result = member.close(partial(closed_error, self.name))
-        try:
-            if getcurrent() is not member.hub:  # which a signal handler may be, and cannot wait
-                result.wait(GOODBYE)
-        finally:
-            member.end()
+        if getcurrent() is member.hub:  # which a signal handler may be, and cannot wait
+            # Cut off now, what was sent may be lost with the answers to it.
+            spawn_raw(member.end_after, result)
+        else:
+            member.end_after(result)
 
     def __repr__(self) -> str:
         member, here = self._member_now, 0
