@@ -1,6 +1,6 @@
-"""Clients that would stop all greenlets while they wait for a server.
+"""What create() makes and no pool can take, above all clients that would stop all greenlets.
 
-Some wait in C, where gevent cannot switch, whether the program is patched or
+Of those some wait in C, where gevent cannot switch, whether the program is patched or
 not: these are refused.  They are known by the module of their class, so that
 none of these libraries need be installed.  Others wait with Python's sockets,
 and in a program that is not patched the log says so, once.
@@ -42,6 +42,12 @@ def refuse_blocking(item: object) -> None:
             raise PoolError(
                 f"{library} stops all greenlets while it waits for its server; {_INSTEAD[library]}"
             )
+
+
+def wrong_item(item: object, advice: str) -> PoolError:
+    """Return the error for what create() made that is not what the pool is of."""
+    kind = f"{type(item).__module__}.{type(item).__qualname__}"
+    return PoolError(f"create() returned a {kind}{advice}")
 
 
 def tell_unpatched(library: str, module: ModuleType) -> None:

@@ -15,7 +15,7 @@ Kept = tuple[tuple[MemberDescriptorType, Any], ...]
 def kept_in_slots(item: object) -> Kept:
     """Return the slots of *item* with what is in them; none for most."""
     return tuple(
-        (slot, _copied(_value(slot, item)))
+        (slot, copied(_value(slot, item)))
         for ancestor in type(item).__mro__
         for slot in vars(ancestor).values()
         if isinstance(slot, MemberDescriptorType)
@@ -26,7 +26,7 @@ def give_back(item: object, kept: Kept) -> None:
     """Fill the slots of *item* as they were."""
     for slot, value in kept:
         if value is not _UNSET:
-            slot.__set__(item, _copied(value))
+            slot.__set__(item, copied(value))
         elif _value(slot, item) is not _UNSET:
             slot.__delete__(item)
 
@@ -37,5 +37,6 @@ def _value(slot: MemberDescriptorType, item: object) -> Any:
     return _UNSET
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Return *value*, or a copy where a user could change it in place."""
     return copy(value) if isinstance(value, (list, dict, set)) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import copy
 from functools import cache, partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, RemoteDisconnected
 from typing import Any
@@ -12,13 +11,12 @@ from weakref import WeakKeyDictionary, ref
 import httplib2
 
 from gpools.adapters._answer import Answer
-from gpools.adapters._blocking import refuse_blocking, tell_unpatched
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched, wrong_item
 from gpools.adapters._half_open import close_half_open, end_answer
 from gpools.adapters._probe import between_requests, may_be_followed, quiet, unread_answer
-from gpools.adapters._slots import give_back, kept_in_slots
+from gpools.adapters._slots import copied, give_back, kept_in_slots
 from gpools.adapters._verbs import join_verbs
 from gpools.connection import ConnectionPool, split_settings
-from gpools.errors import PoolError
 
 __all__ = ["HttpPool"]
 
@@ -131,8 +129,7 @@ class HttpPool(ConnectionPool[httplib2.Http]):
     def _adopt(self, item: httplib2.Http) -> None:
         refuse_blocking(item)
         if not isinstance(item, httplib2.Http):
-            kind = f"{type(item).__module__}.{type(item).__qualname__}"
-            raise PoolError(f"create() returned a {kind}, no httplib2.Http")
+            raise wrong_item(item, ", no httplib2.Http")
         tell_unpatched("httplib2", httplib2)
         item.__class__ = _whole(type(item))  # type: ignore[arg-type]  # a class is hashable
         self._http.remember(item)
@@ -215,7 +212,7 @@ class _Settings:
 
     def __init__(self, http: httplib2.Http) -> None:
         self.attributes = {
-            name: _copied(value) for name, value in vars(http).items() if name not in _CONNECTIONS
+            name: copied(value) for name, value in vars(http).items() if name not in _CONNECTIONS
         }
         self.credentials = list(http.credentials.credentials)
         self.certificates = list(http.certificates.credentials)
@@ -254,14 +251,10 @@ class _Settings:
         for name in vars(http).keys() - self.attributes.keys() - _CONNECTIONS:
             delattr(http, name)
         for name, value in self.attributes.items():
-            setattr(http, name, _copied(value))
+            setattr(http, name, copied(value))
         http.credentials, http.certificates = own
         http.credentials.credentials = list(self.credentials)
         http.certificates.credentials = list(self.certificates)
-
-
-def _copied(value: Any) -> Any:
-    return copy(value) if isinstance(value, (list, dict, set)) else value
 
 
 class _Clients:

@@ -15,7 +15,7 @@ from weakref import WeakSet
 from gevent import Timeout
 
 from gpools._fast import MISSING, Missing
-from gpools.adapters._blocking import refuse_blocking, tell_unpatched
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched, wrong_item
 from gpools.adapters._extra import extra
 from gpools.adapters._half_open import close_half_open
 from gpools.adapters._probe import quiet
@@ -181,8 +181,7 @@ class MySQLPool(ConnectionPool[Connection]):
         refuse_blocking(item)
         tell_unpatched("PyMySQL", connections)
         if not isinstance(item, Connection):
-            kind = f"{type(item).__module__}.{type(item).__qualname__}"
-            raise PoolError(f"create() returned a {kind}; make it with pymysql.connect")
+            raise wrong_item(item, "; make it with pymysql.connect")
         if not isinstance(item, PooledConnection):
             item.__class__ = _pooled(type(item))  # type: ignore[arg-type]  # a class is hashable
             # What it has not told: whether anything was sent after connect().

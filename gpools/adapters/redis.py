@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from gpools.adapters._blocking import refuse_blocking, tell_unpatched
+from gpools.adapters._blocking import refuse_blocking, tell_unpatched, wrong_item
 from gpools.adapters._probe import A_MOMENT
 from gpools.adapters._redis_client import OneConnection, pooled
 from gpools.adapters._redis_connection import (
@@ -119,8 +119,7 @@ class RedisPool(ConnectionPool["redis.Redis"]):
     def _adopt(self, item: redis.Redis) -> None:
         refuse_blocking(item)
         if not isinstance(item, redis.Redis):
-            kind = f"{type(item).__module__}.{type(item).__qualname__}"
-            raise PoolError(f"create() returned a {kind}, no redis.Redis")
+            raise wrong_item(item, ", no redis.Redis")
         tell_unpatched("redis-py", redis.connection)
         only = former = item.connection_pool
         if not isinstance(only, OneConnection):
