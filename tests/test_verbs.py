@@ -5,10 +5,13 @@ import weakref
 
 import gevent
 import pytest
+from gevent import GreenletExit, Timeout
+from psycopg.pq import TransactionStatus
 
 from gpools import HttpPool, RedisPool
 from gpools.adapters import MemcachedPool, MySQLPool, PostgresPool, SocketPool
 from tests.cooperative_psycopg import cooperative_psycopg  # noqa: F401
+from tests.waiting import spawn, until
 
 pytestmark = pytest.mark.usefixtures("cooperative_psycopg")
 
@@ -209,3 +212,40 @@ def test_a_check_that_asks_the_server_leaves_no_transaction(postgres_server, poo
         with pool.item() as conn:
             assert conn.execute("SELECT * FROM kept").fetchall() == [(1,)]
         assert pool.stats().created == 1
+
+
+@pytest.mark.parametrize("ending", ["kill", "Timeout", "check_timeout"])
+def test_a_check_whose_transaction_cannot_be_ended_costs_the_connection(postgres_server, ending):
+    def ask_and_freeze(conn):
+        fit = ask(conn)
+        postgres_server.freeze()  # so that the rollback waits
+        frozen.append(conn)
+        return fit
+
+    def rolling_back():
+        return frozen and frozen[0].pgconn.transaction_status == TransactionStatus.ACTIVE
+
+    frozen = []
+
+    settings = {"check_timeout": 0.2 if ending == "check_timeout" else None}
+    with PostgresPool(
+        postgres_server.url, max_size=1, check_after=0, cancel_timeout=None, **settings
+    ) as pool:
+        with pool.item() as conn:
+            conn.execute("SELECT 1")
+        pool.check = ask_and_freeze
+        user = spawn(pool.get)
+        if ending == "check_timeout":
+            until(lambda: pool.stats().destroyed)
+        else:
+            until(rolling_back)
+            user.kill(GreenletExit if ending == "kill" else Timeout(), timeout=5)
+            assert ending == "kill" or isinstance(user.exception, Timeout)
+            until(lambda: pool.free() == 1)
+        postgres_server.thaw()
+        if ending == "check_timeout":
+            pool.put(user.get(timeout=10))
+        assert conn.closed
+        pool.check = ask
+        with pool.item() as other:
+            assert other is not conn
